@@ -28,7 +28,7 @@ from gpt2lab.analysis.verdicts import FEWEST, TextNoise
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import clean, damage_text, quantity
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
-from gpt2lab.records import Bracket, Effect, RateTrial, Record, ScopeRecord, StudyRecord, Tuned
+from gpt2lab.records import Bracket, Effect, RateTrial, Record, StudyRecord, SweepRecord, Tuned
 from gpt2lab.store import Store
 from gpt2lab.store.parts import read_parts
 
@@ -511,26 +511,25 @@ def smallest_effect(study: StudyRecord) -> float:
     return study.history.smallest_effect if study.history else study.smallest_effect
 
 
-def unit(study: StudyRecord | Mapping[str, Any]) -> str:
+def unit(study: StudyRecord | SweepRecord) -> str:
     """Of the primary metric and of differences in it."""
     return reading(study).unit
 
 
-def reading(study: StudyRecord | Mapping[str, Any]) -> MetricSpec:
+def reading(study: StudyRecord | SweepRecord) -> MetricSpec:
     """How the primary metric is read; one whose name says nothing as a loss in nats."""
-    metric = study.metric if isinstance(study, StudyRecord) else study["metric"]
-    if target := target_of(metric):
+    if target := target_of(study.metric):
         return MetricSpec(higher_is_better=False, unit=target[0], continuous=False)
-    return metric_spec(metric) or PLAIN
+    return metric_spec(study.metric) or PLAIN
 
 
-def scope_text(study: StudyRecord | Mapping[str, Any]) -> str:
+def scope_text(study: StudyRecord | SweepRecord) -> str:
     """What the results hold for: `at 842 k parameters, 819 k tokens, shakespeare (bytes), adamw, lr 0.004`."""
-    scope = study.scope if isinstance(study, StudyRecord) else ScopeRecord(**study["scope"])
+    scope = study.scope
     sizes = f"at {quantity(scope.parameters)} parameters, {quantity(scope.tokens)} tokens"
     parts = [sizes, *(part for part in (scope.data, scope.optimizer) if part)]
-    if not isinstance(study, StudyRecord):  # a sweep
-        searched = {dimension["name"] for search in study.get("searches", {}).values() for dimension in search["space"]}
+    if isinstance(study, SweepRecord):
+        searched = {dimension.name for search in study.searches.values() for dimension in search.space}
         return ", ".join([*parts[:-1], parts[-1].partition(", lr ")[0]] if RATE in searched else parts)
     if not (tuned_settings(study) or study.bracketed):
         return ", ".join(parts)

@@ -20,7 +20,7 @@ from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Page, Remark, index_of, made_of, write_page
 from gpt2lab.reports.published import expectation, matching, with_published
-from gpt2lab.reports.read import Once, error_text, read_sweep
+from gpt2lab.reports.read import Once, read_sweep
 from gpt2lab.reports.sweep import answer, counted
 from gpt2lab.store import Store
 
@@ -109,7 +109,8 @@ def _each(names: Iterable[str], read: Callable[[str], Result], damaged: list[Dam
         try:
             results[name] = read(name)
         except UNREADABLE as error:
-            damaged.append(Damaged(name, clean(error_text(error))))
+            why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            damaged.append(Damaged(name, clean(why)))
     return results
 
 
@@ -148,11 +149,10 @@ def _sweep(name: str, store: Store, root: str | Path, out: Path) -> Record | Non
         return None
     read = read_sweep(name, root)
     record = read.record
-    created = str(record.get("created") or "")
-    parts = [str(record["scale"]), f"{quantity(record['scope'].get('parameters'))} parameters", counted(read.counts),
-             created[:10], record.get("caveat") or ""]  # fmt: skip
+    parts = [record.scale, f"{quantity(record.scope.parameters)} parameters", counted(read.counts),
+             record.created[:10], record.caveat]  # fmt: skip
     return {
-        "name": name, "question": str(record["question"]), "answer": answer(read), "created": created,
+        "name": name, "question": record.question, "answer": answer(read), "created": record.created,
         "line": " · ".join(part for part in parts if part), "report": link_to(store, "sweep", name, out) or None,
     }  # fmt: skip
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -28,16 +27,16 @@ from gpt2lab.analysis.results import (
     unit,
     usable_runs,
 )
-from gpt2lab.analysis.tuning import Chosen, Optimum, chosen
+from gpt2lab.analysis.tuning import Optimum, chosen
 from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.basics.text import change, clean, setting
 from gpt2lab.errors import DataFault
+from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, TrialRecord
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, styles_of
 from gpt2lab.reports.tables import Cell, Table, tabulate
 from gpt2lab.store import Row, Store
 
-Record = Mapping[str, Any]
 Result = TypeVar("Result")
 FINISHED, PRUNED, DIVERGED, FAILED = "finished", "pruned", "diverged", "failed"
 WAITING, RUNNING = "waiting", "running"
@@ -222,7 +221,7 @@ def summaries(study: Study, runs: Sequence[StudyRun], verdicts: Verdicts) -> dic
     return arms
 
 
-def _span(results: Sequence[Record]) -> tuple[float, float] | None:
+def _span(results: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """From the first beginning to the last end of runs; None where no result has a time."""
     ends = [
         (datetime.fromisoformat(result["finished_at"]).timestamp(), float(result.get("seconds") or 0.0))
@@ -299,16 +298,15 @@ class SearchRead:
     """One search of a sweep. `optima`: what the trials say of each numeric setting."""
 
     label: str
-    record: Record
+    record: SearchRecord
     axes: Mapping[str, Axis]
     points: Sequence[TrialPoint]
     optima: Mapping[str, Optimum]
     maximize: bool
 
     @property
-    def trials(self) -> Sequence[Record]:
-        trials: Sequence[Record] = self.record["trials"]
-        return trials
+    def trials(self) -> Sequence[TrialRecord]:
+        return self.record.trials
 
     @property
     def best_point(self) -> TrialPoint | None:
@@ -316,21 +314,25 @@ class SearchRead:
         return next(iter(ranked(self.points, maximize=self.maximize)), None)
 
     @property
-    def best(self) -> Record | None:
+    def best(self) -> TrialRecord | None:
         """The record of that trial."""
         best = self.best_point
-        return None if best is None else next(trial for trial in self.trials if trial["slot"] == best.slot)
+        return None if best is None else next(trial for trial in self.trials if trial.index == best.slot)
 
     @property
     def seeds(self) -> Sequence[int]:
         """Tuning seeds of every trial."""
-        seeds: Sequence[int] = self.record.get("seeds") or (100,)
-        return seeds
+        return self.record.seeds or [100]
 
     @property
     def counts(self) -> Counter[str]:
         """Trials by outcome."""
-        return Counter(str(trial["outcome"]) for trial in self.trials)
+        return Counter(trial.outcome for trial in self.trials)
+
+    @property
+    def importance(self) -> Mapping[str, float | None]:
+        """Setting -> the share of the variation between trials that it explains, as far as it is known."""
+        return self.record.importance.values if self.record.importance else {}
 
     @property
     def alone(self) -> str | None:
@@ -346,7 +348,7 @@ class SearchRead:
 class SweepRead(Once):
     """A sweep at one scale."""
 
-    record: Record
+    record: SweepRecord
     searches: Mapping[str, SearchRead]
     store: Store
     made_from: str = ""
@@ -355,11 +357,11 @@ class SweepRead(Once):
 
     @property
     def name(self) -> str:
-        return str(self.record["name"])
+        return self.record.name
 
     @property
     def metric(self) -> str:
-        return str(self.record["metric"])
+        return self.record.metric
 
     @property
     def unit(self) -> str:
@@ -378,7 +380,7 @@ class SweepRead(Once):
     @property
     def slots(self) -> int:
         """Trials in all, as they were declared."""
-        return sum(int(search.record.get("slots") or self.record["trials"]) for search in self.searches.values())
+        return sum(search.record.count or self.record.trials for search in self.searches.values())
 
     @property
     def seeds(self) -> int:
@@ -391,7 +393,7 @@ class SweepRead(Once):
         return max(0, self.slots - sum(self.counts[outcome] for outcome in (FINISHED, PRUNED, DIVERGED, FAILED)))
 
     @property
-    def trials(self) -> list[tuple[SearchRead, Record]]:
+    def trials(self) -> list[tuple[SearchRead, TrialRecord]]:
         """Every trial of every search."""
         return [(search, trial) for search in self.searches.values() for trial in search.trials]
 
@@ -404,65 +406,50 @@ def read_sweep(name: str, root: str | Path) -> SweepRead:
     """A sweep from the store. Raises ConfigError for an unknown name, DataFault for a damaged record."""
     store = Store(root)
     made_from = sum_of_store(store)
-    record = store.sweep(name).plain()
-    _check_name(record.get("name"), [*store.sweeps(), *store.earlier(kind="sweep")], "sweep", name)
+    record = store.sweep(name)
+    _check_name(record.name, [*store.sweeps(), *store.earlier(kind="sweep")], "sweep", name)
     return read_record(record, store, made_from)
 
 
-def read_record(record: Record, store: Store, made_from: str = "") -> SweepRead:
-    """A sweep from its record. Raises DataFault for a record that lacks what it must have."""
+def read_record(record: SweepRecord, store: Store, made_from: str = "") -> SweepRead:
+    """A sweep from its record. Raises DataFault for a space or for trials that cannot be."""
     record = cleaned(record)
-    with record_errors(record.get("name")):
-        searches = {label: _search(label, search, record) for label, search in record["searches"].items()}
-        return SweepRead(record=record, searches=searches, store=store, made_from=made_from)
-
-
-@contextmanager
-def record_errors(name: object) -> Iterator[None]:
-    """What a damaged record of a sweep raises becomes a DataFault."""
     try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataFault(f"the record of the sweep is damaged: {error_text(error)}", where=str(name)) from error
+        searches = {label: _search(label, search, record) for label, search in record.searches.items()}
+    except (KeyError, TypeError) as error:
+        raise DataFault(f"the record of the sweep is damaged: {error}", where=record.name) from error
+    return SweepRead(record=record, searches=searches, store=store, made_from=made_from)
 
 
-def error_text(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-
-
-def read_chosen(search: Record, record: Record) -> Chosen:
-    """What the analysis says of one search of a record."""
-    noise = (record.get("noise") or {}).get("sd") if record["metric"] == LOSS else None
-    return chosen(
-        search, maximize=record.get("direction") == "maximize", slots=search.get("slots"),
-        effect=record.get("smallest_effect"), noise_sd=noise, unit=unit(record),
+def _search(label: str, search: SearchRecord, record: SweepRecord) -> SearchRead:
+    maximize = record.direction == "maximize"
+    found = chosen(
+        search.plain(), maximize=maximize, slots=search.count, effect=record.smallest_effect,
+        noise_sd=record.noise.sd if record.noise and record.metric == LOSS else None, unit=unit(record),
     )  # fmt: skip
-
-
-def _search(label: str, search: Record, record: Record) -> SearchRead:
     return SearchRead(
         label=label,
         record=search,
-        axes={axis.name: axis for axis in map(_axis, search["space"])},
-        points=list(map(_point, search["trials"])),
-        optima=read_chosen(search, record).optima,
-        maximize=record.get("direction") == "maximize",
+        axes={axis.name: axis for axis in map(_axis, search.space)},
+        points=list(map(_point, search.trials)),
+        optima=found.optima,
+        maximize=maximize,
     )
 
 
-def _axis(dimension: Record) -> Axis:
-    if dimension.get("choices"):
-        return Axis(name=dimension["name"], choices=tuple(map(str, dimension["choices"])))
-    return Axis(name=dimension["name"], low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")))
+def _axis(dimension: DimensionRecord) -> Axis:
+    if dimension.choices:
+        return Axis(name=dimension.name, choices=tuple(map(str, dimension.choices)))
+    return Axis(name=dimension.name, low=dimension.low or 0.0, high=dimension.high or 0.0, log=dimension.log)
 
 
-def _point(trial: Record) -> TrialPoint:
+def _point(trial: TrialRecord) -> TrialPoint:
     """A trial as it is drawn; a pruned one at its last value."""
-    value, seen = trial.get("value"), [value for *_, value in trial.get("curve") or () if value is not None]
+    value, seen = trial.value, [value for *_, value in trial.curve if value is not None]
     if value is None:
-        value = seen[-1] if seen and trial["outcome"] == PRUNED else math.nan
-    settings = {name: x if _is_number(x) else str(x) for name, x in trial["settings"].items()}
-    return TrialPoint(slot=trial["slot"], settings=settings, outcome=trial["outcome"], value=float(value))
+        value = seen[-1] if seen and trial.outcome == PRUNED else math.nan
+    settings = {name: x if _is_number(x) else str(x) for name, x in trial.settings.items()}
+    return TrialPoint(slot=trial.index, settings=settings, outcome=trial.outcome, value=value)
 
 
 def _is_number(value: object) -> bool:

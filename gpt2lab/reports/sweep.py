@@ -20,32 +20,27 @@ from gpt2lab.reports.read import (
     FAILED,
     FINISHED,
     OUTCOMES,
-    Record,
     SearchRead,
     SweepRead,
     ranked,
-    read_record,
     read_sweep,
 )
 from gpt2lab.reports.sections.searches import settings_text
 from gpt2lab.reports.sections.trials import best_configs, best_files
-from gpt2lab.store import Store
 
 TOP = 5
 """Trials that a terminal shows."""
 
-Sweep = str | Record | SweepRead
 
-
-def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
+def write_sweep_report(sweep: str | SweepRead, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
     """Write `out`/<sweep>/ with index.html, report.md, figures/, trials.csv, sweep.json and, once a trial has finished,
     best.yaml (best-<search>.yaml for each of several searches); returns index.html.
 
-    sweep: its name in the store at `root`, its record, or what `read_sweep` read of it.
+    sweep: its name in the store at `root`, or what `read_sweep` read of it.
     Raises ConfigError for an unknown sweep, DataFault for a damaged record, EnvironmentFault when the folder cannot be
     written (the old report stays).
     """
-    read = _read(sweep, root)
+    read = sweep if isinstance(sweep, SweepRead) else read_sweep(sweep, root)
     page, folder, configs = build(read), page_folder(out, read.name), best_configs(read)
     numbers = {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs}
     index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"), sum_of(read))
@@ -54,20 +49,14 @@ def write_sweep_report(sweep: Sweep, *, root: str | Path = "runs", out: str | Pa
     return index
 
 
-def _read(sweep: Sweep, root: str | Path) -> SweepRead:
-    if isinstance(sweep, SweepRead):
-        return sweep
-    return read_sweep(sweep, root) if isinstance(sweep, str) else read_record(sweep, Store(root))
-
-
 def build(read: SweepRead) -> Page:
     """The page of a sweep from what was read of it."""
     record = read.record
     return Page(
         about=read.name,
-        heading=record["question"],
-        title=f"{record['question']} – {read.name}",
-        warnings=[*([Remark("Caveat:", record["caveat"])] if record.get("caveat") else []), *warnings(read)],
+        heading=record.question,
+        title=f"{record.question} – {read.name}",
+        warnings=[*([Remark("Caveat:", record.caveat)] if record.caveat else []), *warnings(read)],
         answer=answer(read),
         basis=[_basis(read), *([winners_caution(read)] if read.counts[FINISHED] else [])],
         sections=made_of(read, "sweep"),
@@ -93,7 +82,7 @@ def _best(read: SweepRead, search: SearchRead) -> str:
         return str(search.optima[search.alone])
     sentences = [
         f"The best of {plural(search.counts[FINISHED], 'finished trial')} reached {read.metric} "
-        f"{number(best['value'])} with {settings_text(best['settings'])}."
+        f"{number(best.value)} with {settings_text(best.settings)}."
     ]
     edges = {name: optimum for name, optimum in search.optima.items() if optimum.edge}
     for name, optimum in edges.items():
@@ -102,7 +91,7 @@ def _best(read: SweepRead, search: SearchRead) -> str:
         sentences.append(f"{name} is best at the {optimum.edge} edge of what was searched{wider}.")
     if search.optima and not edges:
         sentences.append(f"No best value lies at an edge of what was searched ({listed(search.optima)}).")
-    shares = {k: v for k, v in ((search.record.get("importance") or {}).get("values") or {}).items() if v is not None}
+    shares = {name: share for name, share in search.importance.items() if share is not None}
     if len(shares) > 1:
         first = max(shares, key=lambda name: shares[name])
         sentences.append(f"{first} explains most of the variation between trials ({100 * shares[first]:.0f} %).")
@@ -112,7 +101,7 @@ def _best(read: SweepRead, search: SearchRead) -> str:
 def _between(read: SweepRead) -> str:
     """The searches beside each other, at their best."""
     bests = {label: search.best for label, search in read.searches.items()}
-    known = {label: best["value"] for label, best in bests.items() if best}
+    known = {label: best.value for label, best in bests.items() if best}
     if len(known) < 2:
         return "Fewer than two searches have a finished trial, so they cannot be set beside each other."
     shown = ", ".join(f"{label} {number(value)}" for label, value in known.items())
@@ -157,8 +146,8 @@ def warnings(read: SweepRead) -> list[Remark]:
     record, remarks = read.record, []
     if not read.counts[FINISHED]:
         remarks.append(Remark("No answer.", f"None of {_trials(read)} has a final value."))
-    if record.get("stopped"):
-        remarks.append(Remark("It ended before all trials were done.", f"{record['stopped']}."))
+    if record.stopped:
+        remarks.append(Remark("It ended before all trials were done.", f"{record.stopped}."))
     if read.open:
         text = f"{read.open} of {_trials(read)} are open; the same command goes on with them."
         remarks.append(Remark("This sweep is incomplete.", text))
@@ -189,9 +178,9 @@ def winners_caution(read: SweepRead) -> str:
         f"{read.metric} is no estimate of what its settings reach. Fresh seeds "
         f"tell: gpt2lab train {next(iter(best_files(read)))} --seed 0."
     ]
-    noise = (read.record.get("noise") or {}).get("sd") if read.metric == LOSS else None
-    if noise:
-        reach = 2 * math.sqrt(2 / seeds) * noise
+    noise = read.record.noise
+    if noise and noise.sd and read.metric == LOSS:
+        reach = 2 * math.sqrt(2 / seeds) * noise.sd
         near = sum(within(search, reach) for search in read.searches.values())
         of = "the best" if read.single else "the best of their search"
         sentences.append(
@@ -213,8 +202,8 @@ def _csv(read: SweepRead) -> str:
     first = ("slot", "number", "outcome", "value")
     rest = ("stopped_at", "tokens", "retries", "enqueued", "found", "reason")
     rows = [
-        [search.label, *map(trial.get, first), *map(trial["settings"].get, names), *map(trial.get, rest),
-         " ".join(map(str, (trial.get("runs") or {}).values()))]
+        [search.label, *map(trial.plain().get, first), *map(trial.settings.get, names), *map(trial.plain().get, rest),
+         " ".join(trial.runs.values())]
         for search, trial in read.trials
     ]  # fmt: skip
     return csv_text([["search", *first, *names, *rest, "runs"], *rows])
@@ -227,21 +216,21 @@ def _json(read: SweepRead, page: Page) -> str:
     for label, search in read.searches.items():
         best, keys = search.best, whole if search.alone else ("edge",)
         searches[label] = {
-            "best": {key: best[key] for key in ("slot", "value", "settings")} if best else None,
+            "best": {"slot": best.index, "value": best.value, "settings": best.settings} if best else None,
             "outcomes": dict(search.counts),
             "optima": {name: {key: getattr(o, key) for key in keys} for name, o in search.optima.items()},
         }
     return page.json(
-        {"answer": page.answer, "caveat": read.record.get("caveat"), "searches": searches, "record": dict(read.record)}
+        {"answer": page.answer, "caveat": read.record.caveat, "searches": searches, "record": read.record.plain()}
     )
 
 
 def terminal_sweep(
-    sweep: Sweep, *, root: str | Path = "runs", out: str | Path = "reports", kept: bool = False
+    sweep: str | SweepRead, *, root: str | Path = "runs", out: str | Path = "reports", kept: bool = False
 ) -> Group:
     """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies.
     kept: the page lay there already."""
-    read = _read(sweep, root)
+    read = sweep if isinstance(sweep, SweepRead) else read_sweep(sweep, root)
     shown: list[RenderableType] = [Text(f"{remark.head} {remark.text}", style="yellow") for remark in warnings(read)]
     shown += [Text(sentence, style="bold") for sentence in answer(read)]
     for label, search in read.searches.items():

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.records import SweepRecord
+from gpt2lab.reports.read import SweepRead, read_record
+from gpt2lab.store import Store
+
 STEPS, BATCH_TOKENS, EVERY = 440, 1024, 44
 TOKENS = STEPS * BATCH_TOKENS
 LR: dict[str, Any] = {
@@ -140,6 +144,11 @@ def sweep(
         "stack": {"torch": "2.13.0", "device": "cpu", "device_name": "a processor", "python": "3.11.9",
                   "platform": "Linux-x86_64", "git_commit": "0123abc"},
     } | changed  # fmt: skip
+
+
+def read(record: Mapping[str, Any], root: Path = Path()) -> SweepRead:
+    """What pages are made from."""
+    return read_record(SweepRecord.read(record, "made up"), Store(root))
 
 
 def keep(root: Path, record: Mapping[str, Any]) -> Path:

@@ -8,17 +8,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from made_up_sweep import BATCH, LR, NORM, hopeless, search, sweep, variants, wide
+from made_up_sweep import BATCH, LR, NORM, hopeless, read, search, sweep, variants, wide
 from matplotlib.figure import Figure
 from page_reader import assert_plain_svg
 
 from gpt2lab.analysis.tuning import Optimum
+from gpt2lab.records import SearchRecord
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
-from gpt2lab.reports.read import Axis, SearchRead, SweepRead, TrialPoint, ranked, read_chosen, read_record
+from gpt2lab.reports.read import Axis, SearchRead, TrialPoint, ranked
 from gpt2lab.reports.sections import searches
 from gpt2lab.reports.sections.searches import limits_of
-from gpt2lab.store import Store
 
 HOSTILE = ["<script>alert(1)</script>", "$x^2$", '" onload="alert(1)', "名前", "n" * 90]
 RATE = Axis(name="optim.lr", low=1e-4, high=1e-1, log=True)
@@ -48,12 +48,14 @@ GROUPS = {
 def made_up(points: list[TrialPoint], *axes: Axis, optimum: Optimum | None = None) -> SearchRead:
     optima = {axes[0].name: optimum} if optimum else {}
     named = {axis.name: axis for axis in axes}
-    return SearchRead(label="", record={}, axes=named, points=points, optima=optima, maximize=False)
+    return SearchRead(
+        label="", record=SearchRecord(trials=[]), axes=named, points=points, optima=optima, maximize=False
+    )
 
 
 def every_figure(points: list[TrialPoint]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
-    fitted = read_chosen(search(), sweep()).optima["optim.lr"]
+    fitted = read(sweep()).searches["lr"].optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
     rate, both = made_up(points, RATE, optimum=fitted), made_up(points, RATE, NAMES)
     look = style.styles_of(["a", HOSTILE[0]], "a")
@@ -88,10 +90,6 @@ def test_the_best_is_the_lowest_or_highest_finished_trial_and_the_first_of_equal
     assert made_up(points[1:2], RATE).best_point is None
 
 
-def read(record: dict[str, Any], root: Path) -> SweepRead:
-    return read_record(record, Store(root))
-
-
 def figures_of(record: dict[str, Any], root: Path) -> dict[str, list[style.Picture]]:
     """Title of a section -> its figures."""
     return {one.title: list(one.figures) for one in made_of(read(record, root), "sweep") if one.figures}
@@ -113,9 +111,9 @@ def test_searches_stand_in_one_figure_and_each_by_itself(tmp_path: Path) -> None
     assert ">standard<" in found["Figures"][0].inline  # the name beside the data
 
 
-def test_what_is_searched_by_number_and_by_name(tmp_path: Path) -> None:
+def test_what_is_searched_by_number_and_by_name() -> None:
     record = sweep({"lr": search(space=(BATCH, NORM, LR), trials=6)})
-    found = read(record, tmp_path).searches["lr"]
+    found = read(record).searches["lr"]
     assert [bool(axis.choices) for axis in found.axes.values()] == [False, True, False]
     assert found.alone is None
     assert set(found.optima) == {BATCH["name"], LR["name"]}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import made_up_sweep
 import pytest
 from made_up_study import declare
 from made_up_sweep import (
@@ -30,7 +31,6 @@ from rich.console import Console
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.reports import terminal_sweep, write_index, write_sweep_report
-from gpt2lab.reports.read import read_chosen
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 
@@ -53,7 +53,7 @@ def report(root: Path, record: dict[str, Any]) -> tuple[Path, str, str, Reader]:
 
 def said(record: dict[str, Any], label: str = "lr") -> str:
     """How the analysis begins to tell of a search; that it finds what is there, its own tests hold."""
-    told = str(read_chosen(record["searches"][label], record).optima["optim.lr"])
+    told = str(made_up_sweep.read(record).searches[label].optima["optim.lr"])
     assert told.startswith("Best learning rate")
     return told.partition(";")[0]
 
@@ -307,10 +307,10 @@ def test_the_terminal_says_the_answer_the_best_five_and_where_the_page_lies(lr_p
     assert len(rows) == 5
     assert str(lr_page / "index.html") in told
     assert str(lr_page / "best.yaml") in told
-    told = shown(hopeless(), root=tmp_path, out=tmp_path)
+    told = shown(made_up_sweep.read(hopeless()), out=tmp_path)
     assert "No answer." in told
     assert "gpt2lab report lr@nano" in told
-    told = shown(sweep({"[red]x[/red]": search()}), root=tmp_path, out=tmp_path)
+    told = shown(made_up_sweep.read(sweep({"[red]x[/red]": search()})), out=tmp_path)
     assert "Best learning rate" in told
 
 

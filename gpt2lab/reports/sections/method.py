@@ -11,8 +11,9 @@ from gpt2lab.analysis.planning import MULTIPLES
 from gpt2lab.analysis.results import LOSS, Study, moving_rate, scope_text, target_of
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
+from gpt2lab.records import Evaluation, SweepRecord
 from gpt2lab.reports.page import Remark, Section, section
-from gpt2lab.reports.read import Record, SearchRead, StudyRead, SweepRead
+from gpt2lab.reports.read import SearchRead, StudyRead, SweepRead
 from gpt2lab.reports.sections import health, tuned
 from gpt2lab.reports.sections.runs import elsewhere
 from gpt2lab.reports.sections.verdicts import shown
@@ -71,11 +72,11 @@ def _power(read: StudyRead) -> str:
     return text + f" The smallest true difference that they detect with 80 % power: {span} {read.unit}{at}."
 
 
-def scored(study: Study) -> str:
-    """The validation text of a study's runs."""
-    if study.evaluation.tokens == "all":
+def scored(evaluation: Evaluation) -> str:
+    """The validation text by which all runs are judged."""
+    if evaluation.tokens == "all":
         return "all of the same validation text, but for its first token"
-    return f"the same {quantity(study.evaluation.tokens)} validation tokens"
+    return f"the same {quantity(evaluation.tokens)} validation tokens"
 
 
 @section(order=140, title="Method")
@@ -85,7 +86,7 @@ def declared(read: StudyRead) -> Section:
     points = [
         f"Design: {study.design}, {plural(len(study.arms), 'arm')}, baseline "
         f"{study.baseline}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
-        f"Every run is scored at its end on {scored(study)}. Judged by {study.metric}. A seed "
+        f"Every run is scored at its end on {scored(study.evaluation)}. Judged by {study.metric}. A seed "
         "sets initialisation, data order and dropout together; all arms share data order and, where shapes agree, "
         "initial weights.",
         f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "
@@ -220,7 +221,7 @@ def recipe(read: StudyRead) -> Section:
         "Parameters": f"{quantity(entry.parameters)}, {quantity(entry.non_embedding_parameters)} without embeddings",
         "Data (tokenizer)": study.scope.data,
         "Training": f"{quantity(entry.tokens)} tokens, {flops} per run",
-        "Validation": scored(study).removeprefix("the same "),
+        "Validation": scored(study.evaluation).removeprefix("the same "),
     }
     if run:
         batch, length = training["batch_tokens"], model["block_size"]
@@ -241,7 +242,7 @@ def recipe(read: StudyRead) -> Section:
     seconds = sum(float(run.result.get("seconds") or 0) for run in read.runs)
     facts |= {
         "Seeds": ", ".join(map(str, study.seeds)),
-        "Hardware": where_it_ran(study.plain())["Device"],
+        "Hardware": where_it_ran(study)["Device"],
         "Time": f"{time_taken(seconds)} of training over {plural(len(read.runs), 'run')}" if seconds else "",
     }
     return Section(aside=f"Of {read.baseline}, the baseline.", facts=_known(facts))
@@ -250,21 +251,18 @@ def recipe(read: StudyRead) -> Section:
 @section(order=190, title="How to reproduce")
 def reproduce(read: StudyRead) -> Section:
     study = read.study
-    facts = {
-        "Preset": study.scope.preset,
-        **where_it_ran(study.plain()),
-    }
+    facts = {"Preset": study.scope.preset, **where_it_ran(study)}
     return Section(code=study.reproduce, facts=_known(facts))
 
 
-def where_it_ran(record: Mapping[str, Any]) -> dict[str, str]:
+def where_it_ran(record: Study | SweepRecord) -> dict[str, str]:
     """Commit, software, device and time of a study's or sweep's declaration."""
-    stack: Mapping[str, Any] = record.get("stack") or {}
+    stack = record.stack
     return {
         "Working folder": f"git commit {stack['git_commit']}" if stack.get("git_commit") else "not under git",
         "Software": f"torch {stack.get('torch')}, Python {stack.get('python')}, {stack.get('platform')}",
         "Device": " ".join(str(stack[k]) for k in ("device", "device_name") if stack.get(k)),
-        "Declared": f"{record.get('created')}, record {record.get('hash')}",
+        "Declared": f"{record.created}, record {record.hash}",
     }
 
 
@@ -276,44 +274,43 @@ def _known(facts: Mapping[str, object]) -> list[tuple[str, str]]:
 def sweep_method(read: SweepRead) -> Section:
     """What was declared before the first trial, what the answer holds for, and where and on what it ran."""
     record = read.record
-    tokens = sum(trial.get("tokens") or 0 for _, trial in read.trials)
-    flops = sum((trial.get("tokens") or 0) * (s.record.get("flops_per_token") or 0) for s, trial in read.trials)
-    goal = "higher is better" if record.get("direction") == "maximize" else "lower is better"
-    scored = quantity((record.get("evaluation") or {}).get("tokens"))
+    tokens = sum(trial.tokens for _, trial in read.trials)
+    flops = sum(trial.tokens * (search.record.flops_per_token or 0) for search, trial in read.trials)
+    goal = "higher is better" if record.direction == "maximize" else "lower is better"
     seeds = ", ".join(map(str, sorted({seed for search in read.searches.values() for seed in search.seeds})))
     facts: dict[str, object] = {
-        "Sampler": _named(record.get("sampler")),
-        "Pruner": _named(record.get("pruner")) or "none",
+        "Sampler": _named(record.sampler),
+        "Pruner": _named(record.pruner or {}) or "none",
         "Trials": f"{read.slots} in all, over all workers and restarts",
-        "Value": f"final {record['metric']} on the same {scored} validation tokens for all; {goal}",
+        "Value": f"final {read.metric} on {scored(record.evaluation)} for all; {goal}",
         "Tuning seeds": f"{seeds}, which judge nothing else",
         **{read.titled(search, "Space"): _space(search) for search in read.searches.values()},
-        **{f"{label} changes": _named(search.record.get("changes")) for label, search in read.searches.items()},
-        "Time budget": time_taken(record["time_budget"]) if record.get("time_budget") else "",
+        **{f"{label} changes": _named(search.record.changes) for label, search in read.searches.items()},
+        "Time budget": time_taken(record.time_budget) if record.time_budget else "",
         "Trained": f"{quantity(tokens)} tokens" + (f", {quantity(flops, 'FLOP')}" if flops else ""),
-        "Storage": record.get("storage"),
+        "Storage": record.storage,
         **where_it_ran(record),
     }
     points = [
         f"It holds {scope_text(record)}; another size, length of training, batch or data moves the best settings.",
         "A search chooses settings; an ablation decides, on fresh seeds, whether two ways to build a model differ.",
     ]
-    return Section(code=record["reproduce"], facts=_known(facts), points=points)
+    return Section(code=record.reproduce, facts=_known(facts), points=points)
 
 
-def _named(options: Record | None) -> str:
+def _named(options: Mapping[str, Any]) -> str:
     """`median, startup_trials 4, warmup 0.25`"""
-    given = {key: value for key, value in (options or {}).items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     return ", ".join([str(given.pop("name", "")), *(f"{key} {value}" for key, value in given.items())]).strip(", ")
 
 
 def _space(search: SearchRead) -> str:
     """`optim.lr 0.0002 to 0.2 (log); model.norm layernorm, rmsnorm`"""
     parts = []
-    for dimension in search.record["space"]:
-        axis = search.axes[dimension["name"]]
-        step = f", step {setting(dimension['step'])}" if dimension.get("step") else ""
+    for dimension in search.record.space:
+        axis = search.axes[dimension.name]
+        step = f", step {setting(dimension.step)}" if dimension.step else ""
         scale = "" if axis.choices else f" ({'log' if axis.log else 'linear'}{step})"
-        when = " and ".join(f"{key} is {value}" for key, value in (dimension.get("when") or {}).items())
+        when = " and ".join(f"{key} is {value}" for key, value in (dimension.when or {}).items())
         parts.append(f"{axis.name} {axis.range}{scale}" + (f", only where {when}" if when else ""))
     return "; ".join(parts)

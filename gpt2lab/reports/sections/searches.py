@@ -25,7 +25,6 @@ from gpt2lab.reports.read import (
     FINISHED,
     PRUNED,
     Axis,
-    Record,
     SearchRead,
     SweepRead,
     TrialPoint,
@@ -83,15 +82,14 @@ def each_search(read: SweepRead) -> Section | None:
 def best_table(read: SweepRead) -> Table | None:
     """One row per setting of every search: its best value, how sure that is, how flat, whether it lies at an edge."""
     several = len(read.searches) > 1
-    weighed = any(search.record.get("importance") for search in read.searches.values())
+    weighed = any(search.record.importance for search in read.searches.values())
 
     def cells(item: tuple[int, SearchRead, Axis]) -> dict[str, Cell | str | None]:
         _, search, axis = item
         best, optimum = search.best, search.optima.get(axis.name)
-        base = (search.record.get("base") or {}).get(axis.name)
-        share = ((search.record.get("importance") or {}).get("values") or {}).get(axis.name)
-        chosen = best["settings"].get(axis.name) if best else None
-        reached = f"{read.metric} {number(best['value'])}" if best else ""
+        base, share = search.record.base.get(axis.name), search.importance.get(axis.name)
+        chosen = best.settings.get(axis.name) if best else None
+        reached = f"{read.metric} {number(best.value)}" if best else ""
         return {
             "Setting": Cell(search.label, axis.name) if several else axis.name,
             "Best trial:number": Cell(DASH if chosen is None else setting(chosen), reached),
@@ -138,7 +136,7 @@ def edge_cell(optimum: Optimum) -> Cell:
     return Cell(f"at the {optimum.edge} edge", wider, "worse")
 
 
-def settings_text(settings: Record) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """`optim.lr 0.00213, model.norm rmsnorm`"""
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
 
@@ -146,7 +144,7 @@ def settings_text(settings: Record) -> str:
 def _figures(read: SweepRead, search: SearchRead, place: int | None = None) -> Iterator[style.Picture]:
     """The value of every trial of a search against each setting; `place`: its number among several searches."""
     prefix, of = ("", "") if place is None else (f"search-{place}-", f" ({search.label})")
-    close, alone = read.record.get("smallest_effect") or 0.05, len(search.axes) == 1
+    close, alone = read.record.smallest_effect or 0.05, len(search.axes) == 1
     for i, axis in enumerate(search.axes.values()):
         about = "" if i else " The other settings differ between the marks."
         caption = f"One mark per trial. {LEGEND}{_fit_caption(read, search, axis) if alone else about}"

@@ -3,75 +3,56 @@ with width."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from gpt2lab.analysis.results import cleaned
-from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.basics.text import DASH, quantity, setting
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import Record, SweepRead, read_chosen, record_errors
+from gpt2lab.reports.read import SearchRead, SweepRead, read_record
 from gpt2lab.reports.sections.searches import ends_text
 from gpt2lab.reports.tables import Cell, tabulate
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtScale:
-    """The best value of the one setting of a search at one scale."""
-
-    scale: str
-    parameters: float
-    setting: str
-    optimum: Optimum
 
 
 @section(order=30, title="Across size", of="sweep")
 def across_size(read: SweepRead) -> Section | None:
     """The optimum of each search (a variant, or the sweep's only one) in a column, a row for each size, the smallest
     first: of searches over one number that the store has at two scales or more."""
-    records = [read.record]
-    for name in read.store.sweeps():
-        try:
-            other = cleaned(read.store.sweep(name).plain())
-            same = other["sweep"] == read.record["sweep"] and name != read.name
-            if same and bool(other.get("part_of")) == bool(read.record.get("part_of")):
-                at_scale(other)
-                records.append(other)
-        except (Gpt2labError, KeyError, TypeError, AttributeError):  # of another scale: left out
-            continue
-    with record_errors(read.name):
-        by_record = [at_scale(record) for record in records]
-    labels = [label for label in by_record[0] if sum(label in by_label for by_label in by_record) > 1]
+    scales = [scale for scale in (read, *_other_scales(read)) if _sized(scale)]
+    labels = [label for label in _sized(read) if sum(label in _sized(scale) for scale in scales) > 1]
     if not labels:
         return None
-    rows = sorted(by_record, key=lambda by_label: min((scale.parameters for scale in by_label.values()), default=0.0))
+    titles = {label: label if len(labels) > 1 else f"Best {read.searches[label].alone}" for label in labels}
 
-    def cells(by_label: Mapping[str, AtScale]) -> dict[str, Cell | str]:
-        first = next(iter(by_label.values()))
-        titles = {label: label if len(labels) > 1 else f"Best {by_record[0][label].setting}" for label in labels}
-        optima = {f"{title}:number": _optimum(by_label.get(label)) for label, title in titles.items()}
-        return {"Scale": first.scale, "Parameters:number": quantity(first.parameters), **optima}
+    def cells(scale: SweepRead) -> dict[str, Cell | str]:
+        optima = {f"{title}:number": _optimum(_sized(scale).get(label)) for label, title in titles.items()}
+        parameters = next(iter(_sized(scale).values())).record.parameters
+        return {"Scale": scale.record.scale, "Parameters:number": quantity(parameters), **optima}
 
-    return Section(table=tabulate([by_label for by_label in rows if by_label], cells))
-
-
-def at_scale(record: Record) -> dict[str, AtScale]:
-    """Label -> its search at the scale of a record, of searches over one number."""
-    searches = {}
-    for label, search in record["searches"].items():
-        optima = read_chosen(search, record).optima
-        if len(search["space"]) == 1 and len(optima) == 1:
-            name, optimum = next(iter(optima.items()))
-            parameters = float(search["parameters"])
-            searches[label] = AtScale(scale=record["scale"], parameters=parameters, setting=name, optimum=optimum)
-    return searches
+    scales.sort(key=lambda scale: min(search.record.parameters or 0 for search in _sized(scale).values()))
+    return Section(table=tabulate(scales, cells))
 
 
-def _optimum(scale: AtScale | None) -> Cell:
-    if scale is None:
+def _other_scales(read: SweepRead) -> Iterator[SweepRead]:
+    """The same sweep at other scales; those whose record is damaged are left out."""
+    for name in read.store.sweeps():
+        try:
+            other = read.store.sweep(name)
+            same = other.sweep == read.record.sweep and name != read.name
+            if same and bool(other.part_of) == bool(read.record.part_of):
+                yield read_record(other, read.store)
+        except Gpt2labError:
+            continue
+
+
+def _sized(read: SweepRead) -> dict[str, SearchRead]:
+    """Label -> its search, of searches over one number whose models have a known size."""
+    return {label: search for label, search in read.searches.items() if search.alone and search.record.parameters}
+
+
+def _optimum(search: SearchRead | None) -> Cell:
+    if search is None or search.alone is None:
         return Cell()
-    optimum = scale.optimum
+    optimum = search.optima[search.alone]
     if optimum.best is None:
         return Cell(DASH, "no trial finished")
     if optimum.edge:

@@ -8,6 +8,7 @@ import re
 import yaml
 
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting
+from gpt2lab.records import TrialRecord
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
     DIVERGED,
@@ -17,7 +18,6 @@ from gpt2lab.reports.read import (
     PRUNED,
     RUNNING,
     WAITING,
-    Record,
     SearchRead,
     SweepRead,
 )
@@ -56,11 +56,10 @@ def every_trial(read: SweepRead) -> list[Section]:
 
 def _further_figures(read: SweepRead) -> str:
     """Where the same trials can be seen in other ways."""
-    storage = read.record.get("storage")
-    if not storage:
+    if not read.record.storage:
         return ""
     figures = "their history, training curves, the importance of settings and parallel coordinates"
-    return f"`{dashboard_command(str(storage))}` draws {figures} (extra `dashboard`)."
+    return f"`{dashboard_command(read.record.storage)}` draws {figures} (extra `dashboard`)."
 
 
 def best_files(read: SweepRead) -> dict[str, SearchRead]:
@@ -77,12 +76,12 @@ def best_configs(read: SweepRead) -> dict[str, str]:
     """Name of its file -> the config of the best trial, of every search of which a trial finished."""
     configs = {}
     for file, search in best_files(read).items():
-        best, config = search.best, search.record.get("best_config")
+        best, config = search.best, search.record.best_config
         if best and config:
             of = "" if read.single else f", search {search.label}"
-            value = f"{read.metric} {number(best['value'])} in the search, on seed {next(iter(best['values']), '?')}"
-            head = f"# The best trial of {read.record['name']}{of} (trial {best['slot']}): {value}.\n"
-            configs[file] = head + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=110)
+            value = f"{read.metric} {number(best.value)} in the search, on seed {next(iter(best.values), '?')}"
+            head = f"# The best trial of {read.name}{of} (trial {best.index}): {value}.\n"
+            configs[file] = head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
     return configs
 
 
@@ -90,15 +89,15 @@ def trial_table(search: SearchRead, read: SweepRead) -> Table:
     """Every trial: the best first, then those without a final value."""
     best, trials = search.best, sorted(search.trials, key=lambda trial: _order(trial, maximize=search.maximize))
 
-    def row(trial: Record) -> Row:
+    def row(trial: TrialRecord) -> Row:
         cells = (
-            Cell(str(trial["slot"])),
-            Cell(trial["outcome"], "", CHIPS.get(trial["outcome"], "grey")),
+            Cell(str(trial.index)),
+            Cell(trial.outcome, "", CHIPS[trial.outcome]),
             _value_cell(trial),
-            *(Cell(DASH if (value := trial["settings"].get(name)) is None else setting(value)) for name in search.axes),
-            Cell(str(trial.get("stopped_at") or DASH)),
-            Cell(quantity(trial.get("tokens"))),
-            Cell(", ".join(map(str, (trial.get("runs") or {}).values())) or DASH),
+            *(Cell(DASH if (value := trial.settings.get(name)) is None else setting(value)) for name in search.axes),
+            Cell(str(trial.stopped_at or DASH)),
+            Cell(quantity(trial.tokens)),
+            Cell(", ".join(trial.runs.values()) or DASH),
             Cell("; ".join(remarks(trial))),
         )
         return Row(cells, baseline=trial is best)
@@ -109,31 +108,29 @@ def trial_table(search: SearchRead, read: SweepRead) -> Table:
     return Table(titles, list(map(row, trials)))
 
 
-def _order(trial: Record, *, maximize: bool) -> tuple[int, float, int]:
-    place = OUTCOMES.index(trial["outcome"]) if trial["outcome"] in OUTCOMES else len(OUTCOMES)
-    value = trial.get("value")
-    if value is None and trial.get("curve") and trial["outcome"] == PRUNED:
-        value = trial["curve"][-1][2]
+def _last(trial: TrialRecord) -> float | None:
+    """The last value of a pruned trial."""
+    return trial.curve[-1][2] if trial.outcome == PRUNED and trial.curve else None
+
+
+def _order(trial: TrialRecord, *, maximize: bool) -> tuple[int, float, int]:
+    value = _last(trial) if trial.value is None else trial.value
     worth = math.inf if value is None else -value if maximize else value
-    return place, worth, trial["slot"]
+    return OUTCOMES.index(trial.outcome), worth, trial.index
 
 
-def _value_cell(trial: Record) -> Cell:
-    """The final value, or the last one of a pruned trial."""
-    value, seeds, curve = trial.get("value"), trial.get("values") or {}, trial.get("curve") or ()
-    if value is not None:
-        return Cell(number(value), f"over {plural(len(seeds), 'seed')}" if len(seeds) > 1 else "")
-    if trial["outcome"] == PRUNED and curve and curve[-1][2] is not None:
-        return Cell("", f"{number(curve[-1][2])} when pruned")
-    return Cell(DASH)
+def _value_cell(trial: TrialRecord) -> Cell:
+    if trial.value is not None:
+        return Cell(number(trial.value), f"over {plural(len(trial.values), 'seed')}" if len(trial.values) > 1 else "")
+    return Cell(DASH) if (last := _last(trial)) is None else Cell("", f"{number(last)} when pruned")
 
 
-def remarks(trial: Record) -> list[str]:
+def remarks(trial: TrialRecord) -> list[str]:
     """What is particular about a trial."""
-    sentences = {
-        "reason": str(trial.get("reason")),
-        "enqueued": "a known point, tried first",
-        "found": "its runs were there already",
-        "retries": f"tried again {plural(trial.get('retries') or 0, 'time')}",
-    }
-    return [sentence for key, sentence in sentences.items() if trial.get(key)]
+    remarks = [
+        trial.reason,
+        "a known point, tried first" if trial.enqueued else None,
+        "its runs were there already" if trial.found else None,
+        f"tried again {plural(trial.retries, 'time')}" if trial.retries else None,
+    ]
+    return [remark for remark in remarks if remark]

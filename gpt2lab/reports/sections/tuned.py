@@ -13,7 +13,7 @@ from gpt2lab.analysis.tuning import OPEN
 from gpt2lab.analysis.wording import decimals
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting, signed
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.records import Bracket
+from gpt2lab.records import Bracket, SweepRecord
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import SearchRead, StudyRead, Summary, read_record
@@ -56,7 +56,7 @@ class Tunings:
     def tokens(self, arm: str) -> int | None:
         """Tokens that the trials of an arm were trained on, all together; None where that is not known."""
         search = self.searches.get(arm)
-        return sum(int(trial.get("tokens") or 0) for trial in search.trials) if search else None
+        return sum(trial.tokens for trial in search.trials) if search else None
 
 
 def tunings(read: StudyRead) -> Tunings:
@@ -76,17 +76,17 @@ def tunings(read: StudyRead) -> Tunings:
     return Tunings(searches=searches, written=written, runs=others)
 
 
-def _of_this_study(read: StudyRead) -> dict[str, Any]:
+def _of_this_study(read: StudyRead) -> SweepRecord:
     """The record of the arms' searches, with those alone that the study's runs rest on: a later command, of other code
     or with other arms, may have written it anew. Raises ConfigError, DataFault."""
     tuned = {arm: entry.tuned for arm, entry in read.study.arms.items() if entry.tuned}
-    record = read.store.sweep(next(iter(tuned.values())).sweep).plain()
+    record = read.store.sweep(next(iter(tuned.values())).sweep)
     searches = {
-        arm: record["searches"][entry.label]
+        arm: search
         for arm, entry in tuned.items()
-        if record["searches"].get(entry.label, {}).get("study") == entry.study
+        if (search := record.searches.get(entry.label)) and search.study == entry.study
     }
-    return {**record, "searches": searches}
+    return record.with_(searches=searches)
 
 
 @section(order=30, title="Each arm tuned")
@@ -150,10 +150,10 @@ def _search_table(read: StudyRead) -> Table | None:
         best, spent = search.best, read.once(tunings).tokens(arm.arm)
         optimum = search.optima.get(RATE) or next(iter(search.optima.values()), None)
         ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
-        reached = f"{read.metric} {number(best['value'])}" if best else ""
+        reached = f"{read.metric} {number(best.value)}" if best else ""
         runs = f"{spent / entry.tokens:.1f} runs" if spent and entry.tokens else ""
         return {
-            "Best trial:number": Cell(settings(best["settings"]) if best else DASH, reached),
+            "Best trial:number": Cell(settings(best.settings) if best else DASH, reached),
             "As written:number": settings(entry.shared.settings if entry.shared else {}),
             "Optimum:number": optimum_cell(optimum, search) if optimum else DASH,
             "Flat:number": flat_cell(optimum, search, read.unit) if optimum else DASH,
