@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         report,
         run_ablation,
         run_sweep,
-        scales_of,
         studies,
         train,
     )
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from gpt2lab.config import load_config
     from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
     from gpt2lab.model import GPT, ModelConfig, build_model
+    from gpt2lab.planning.ablation import scales_of
     from gpt2lab.pretrained import load_gpt2, save_gpt2, save_model
     from gpt2lab.training.diagnostics import Diagnostic, diagnostic
 
@@ -60,7 +60,6 @@ _MODULES = {
         "report",
         "run_ablation",
         "run_sweep",
-        "scales_of",
         "studies",
         "train",
     ),
@@ -68,6 +67,7 @@ _MODULES = {
     "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
     "gpt2lab.basics.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
+    "gpt2lab.planning.ablation": ("scales_of",),
     "gpt2lab.pretrained": ("load_gpt2", "save_gpt2", "save_model"),
     "gpt2lab.analysis.results": ("load_results", "tokens_to"),
     "gpt2lab.training.diagnostics": ("Diagnostic", "diagnostic"),

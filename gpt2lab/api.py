@@ -31,7 +31,7 @@ from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments.ablation import Study, TrainedStudy
 from gpt2lab.experiments.single import STUDY, Single, error_of
-from gpt2lab.planning.ablation import ladder_of, load_ablation
+from gpt2lab.planning.ablation import load_ablation, scales_of
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.plan import Plan
 from gpt2lab.planning.runs import known_costs
@@ -225,11 +225,6 @@ class RunResult:
         from gpt2lab.reuse.load import open_trained
 
         return open_trained(str(self.path), Store(self.path.parent))
-
-
-def scales_of(source: Source) -> tuple[str, ...]:
-    """The scales that an ablation declares in `scales`; empty without the key."""
-    return ladder_of(source)
 
 
 def open_study(source: Source, *, progress: DataProgress | None = None, **options: Unpack[StudyOptions]) -> Study:
@@ -442,12 +437,11 @@ def open_sweep(
     machine_like: changes to it or to this one, as in the number of runs at a time. The others as for `run_sweep`."""
     from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.sweep.declaration import load_sweep
-    from gpt2lab.sweep.declaration import scales_of as sweep_scales
 
     loaded = load_sweep(
         source,
         name=name,
-        scale=scale or _only(sweep_scales(source)),
+        scale=scale or _only(scales_of(source)),
         overrides=overrides,
         replaced={"trials": trials} if trials else {},
         plugins=plugins,

@@ -211,8 +211,9 @@ def studies(
     by the one that is to confirm it."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
+    from gpt2lab.planning.ablation import scales_of
 
-    for at_scale in scales(scale, api.scales_of(file)):
+    for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
             study = api.open_study(
                 file, scale=at_scale, seeds=seeds, arms=names_in(arms), overrides=tuple(overrides or ()),
@@ -302,8 +303,8 @@ def check(
     overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
 
     def lines(file: str) -> Iterator[str]:
-        from gpt2lab.planning.ablation import ladder_of, load_ablation, read_source
-        from gpt2lab.sweep.declaration import load_sweep, scales_of
+        from gpt2lab.planning.ablation import load_ablation, read_source, scales_of
+        from gpt2lab.sweep.declaration import load_sweep
 
         if "sweep" in read_source(file)[0].tree:
             for each in scales(scale, scales_of(file)):
@@ -312,7 +313,7 @@ def check(
                 count = several if sweep.declared.variants else "1 search"
                 yield f"{count} of {sweep.declared.trials} trials at {sweep.scale}"
             return
-        for each in scales(scale, ladder_of(file)):
+        for each in scales(scale, scales_of(file)):
             ablation = load_ablation(
                 file, scale=each, overrides=overrides, arms=names_in(arms), seeds=seeds, plugins=plugins
             )
@@ -577,7 +578,7 @@ def sweep(
     from gpt2lab.basics.progress import Message, console_for, display
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.errors import command
-    from gpt2lab.sweep.declaration import scales_of
+    from gpt2lab.planning.ablation import scales_of
 
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
     if executor == PRINT or (executor != LOCAL and nproc):

@@ -163,10 +163,13 @@ def _moving_rate(config: Config) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in values.items()}
 
 
-def ladder_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
-    """The file's `scales`, at which the ablation is run one after another; empty without the key."""
-    scales = read_source(source)[0].tree.get("scales")
-    return tuple(map(str, scales)) if isinstance(scales, list) else ()
+def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
+    """The `scales` at which an ablation or sweep is run one after another, files by their path; empty without the
+    key."""
+    file, folder = read_source(source)
+    scales = file.tree.get("scales")
+    names = map(str, scales) if isinstance(scales, list) else ()
+    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in names)
 
 
 def read_source(source: str | Path | Mapping[str, Any]) -> tuple[YamlSource, Path]:

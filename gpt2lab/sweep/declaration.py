@@ -10,16 +10,24 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gpt2lab.basics.text import seconds_of
-from gpt2lab.config import Config, fill_slots, preset_name
+from gpt2lab.config import Config, fill_slots
 from gpt2lab.config.fitting import Located, check, error_of, located
-from gpt2lab.config.source import Place, YamlSource
+from gpt2lab.config.source import YamlSource
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
 from gpt2lab.inspection.costs import Costs
-from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm
-from gpt2lab.planning.declaration import NAME, Change, Effect, Evaluate, FileName, Written, variant_name
+from gpt2lab.planning.ablation import (
+    TUNING_SEED,
+    Arm,
+    base_of,
+    read_source,
+    resolve_arm,
+    scale_name,
+    smallest_effect,
+)
+from gpt2lab.planning.declaration import Effect, Evaluate, FileName, Named, Sentence, Written, changes_at, variant_name
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import check_data
@@ -27,7 +35,6 @@ from gpt2lab.planning.record import scope_of, stack_of
 from gpt2lab.planning.space import SearchSettings, check_search
 from gpt2lab.planning.tuning import Search, make_search
 from gpt2lab.records import SWEEP_FORMAT, SweepRecord
-from gpt2lab.schema import ABSENT
 
 
 class Sweep(SearchSettings):
@@ -35,13 +42,13 @@ class Sweep(SearchSettings):
 
     sweep: FileName
     """Its name, also of its files."""
-    question: str
+    question: Sentence
     """What it asks, in a sentence."""
     base: str
     """Preset or file whose settings are searched; `--scale` replaces it."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Changes to the base that every trial has, by dotted key."""
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    variants: Named = Field(default_factory=dict)
     """Name -> changes: each is searched by itself, with the same settings, and all are shown beside each other."""
     scales: tuple[str, ...] | None = None
     """Presets or files at which it is run one after another, to see how the optimum moves with size."""
@@ -51,27 +58,12 @@ class Sweep(SearchSettings):
     smallest_effect: dict[str, Effect] | Effect | None = None
     """Difference in nats below which two settings are as good; null is the scale's own."""
 
-    @field_validator("question")
-    @classmethod
-    def _asks(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("a sentence is expected")
-        return question.strip()
-
     @field_validator("time_budget")
     @classmethod
     def _a_time(cls, text: str | None) -> str | None:
         if text is not None:
             seconds_of(text)
         return text
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _nothing_is_no_changes(cls, variants: Any) -> Any:
-        """`standard:` means `standard: {}`."""
-        if not isinstance(variants, Mapping):
-            return variants
-        return {name: {} if changes in ABSENT else changes for name, changes in variants.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +87,6 @@ class LoadedSweep:
             check_data(arm, data)
         settings = self.declared
         return {label: make_search(self.name, label, arm, settings, data, machine) for label, arm in self.arms.items()}
-
-
-def scales_of(source: str | Path | Mapping[str, Any]) -> tuple[str, ...]:
-    """The scales that a sweep is run at one after another, those of files by their path; none where it names none."""
-    file, folder = read_source(source)
-    scales = file.tree.get("scales")
-    names = map(str, scales) if isinstance(scales, list) else ()
-    return tuple(str(folder / name) if name.endswith((".yaml", ".yml")) else name for name in names)
 
 
 def load_sweep(
@@ -144,33 +128,24 @@ def load_sweep(
         if arm is not None and not arm_problems and not base.complaints:
             arms[label] = arm
             problems += _space_problems(file, declared, arm) if space_is_sound else ()
-    scale_name = preset_name(scale or declared.base)
-    if not NAME.fullmatch(scale_name):
-        what = "its file name must be of letters, digits, _ . + -"
-        problems.append((Place(""), Problem(scale or declared.base, what)))
+    label_of_scale, name_problems = scale_name(scale or declared.base)
+    problems += name_problems
     if problems:
         raise error_of(problems)
-    effect, default = declared.smallest_effect, next(iter(arms.values())).config.scale.smallest_effect
-    if isinstance(effect, dict):
-        effect = {preset_name(name): value for name, value in effect.items()}.get(scale_name)
-    return LoadedSweep(
-        declared=declared, name=f"{declared.sweep}@{scale_name}", scale=scale_name, arms=arms,
-        smallest_effect=default if effect is None else effect,
-    )  # fmt: skip
+    effect = smallest_effect(declared.smallest_effect, label_of_scale, next(iter(arms.values())).config)
+    name = f"{declared.sweep}@{label_of_scale}"
+    return LoadedSweep(declared=declared, name=name, scale=label_of_scale, arms=arms, smallest_effect=effect)
 
 
 def _written(declared: Sweep) -> dict[str, Written]:
     """What is searched: each variant, or the base itself under the sweep's name."""
-
-    def changes(*key: str, of: Mapping[str, Any]) -> tuple[Change, ...]:
-        return tuple(Change(name, (*key, name), ".".join((*key, ""))) for name in of)
-
-    common = changes("changes", of=declared.changes)
+    common = changes_at(("changes",), declared.changes)
     if not declared.variants:
         return {declared.sweep: Written(declared.sweep, common, ("sweep",))}
+    keys = {name: ("variants", name) for name in declared.variants}
     return {
-        name: Written(name, (*common, *changes("variants", name, of=own)), ("variants", name))
-        for name, own in declared.variants.items()
+        name: Written(name, (*common, *changes_at(keys[name], changes)), keys[name])
+        for name, changes in declared.variants.items()
     }
 
 
