@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,86 +19,26 @@ from gpt2lab.registry import SLOTS, Component, line_in
 from gpt2lab.testing.assemblies import check_neighbours
 from gpt2lab.testing.cases import Case, batch, cases, distance, disturbed, nudged, placed, variants
 from gpt2lab.testing.checks import (
-    check_average,
-    check_batches,
-    check_bf16,
+    BY_SLOT,
+    Check,
     check_builds,
-    check_cached_equals_full,
     check_compile,
-    check_costs,
     check_documented,
-    check_documents,
     check_gradients,
-    check_gradients_untouched,
-    check_loss_at_init,
-    check_no_look_ahead,
-    check_optimizer,
-    check_promises,
-    check_rates,
-    check_resume,
-    check_resume_of_model,
-    check_same_on_all_ranks,
-    check_schedule,
-    check_seed,
-    check_shape,
+    checks_for,
     compiled_as_eager,
     ranks_problem,
     two_ranks_against_one,
 )
 
 __all__ = [
-    "Case",
-    "Check",
-    "CheckResult",
-    "batch",
-    "cases",
-    "checks_for",
-    "compiled_as_eager",
-    "distance",
-    "disturbed",
-    "nudged",
-    "placed",
-    "run_contract",
-    "two_ranks_against_one",
-    "variants",
-]
+    "BY_SLOT", "Case", "Check", "CheckResult", "batch", "cases", "check_documented", "checks_for", "compiled_as_eager",
+    "distance", "disturbed", "nudged", "placed", "run_contract", "two_ranks_against_one", "variants",
+]  # fmt: skip
 
-Check = Callable[[Case], None]
-MODEL_CHECKS: tuple[Check, ...] = (
-    check_builds,
-    check_shape,
-    check_no_look_ahead,
-    check_loss_at_init,
-    check_gradients,
-    check_seed,
-    check_resume_of_model,
-    check_cached_equals_full,
-    check_documents,
-    check_promises,
-    check_costs,
-    check_bf16,
-)
 TOGETHER: tuple[Check, ...] = (check_compile, check_neighbours)
 """Checks of components of the model that take long; our test suite covers them by assemblies of many components."""
 TWO_RANKS = "two_ranks"
-BY_SLOT: dict[str, tuple[Check, ...]] = {
-    "optimizer": (
-        check_optimizer,
-        check_resume,
-        check_same_on_all_ranks,
-        check_gradients_untouched,
-        check_rates,
-    ),
-    "averaging": (check_average, check_resume),
-    "schedule": (check_schedule,),
-    "batches": (check_batches,),
-}
-
-
-def checks_for(slot: str) -> tuple[Check, ...]:
-    """The fast checks of a slot's components; other slots without checks get the first one only."""
-    behaviour = MODEL_CHECKS if slot in MODEL_SLOTS else BY_SLOT.get(slot, ())
-    return (check_documented, *behaviour)
 
 
 def name_of(check: Check) -> str:

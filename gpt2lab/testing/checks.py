@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from gpt2lab.components.context import Cache
 from gpt2lab.data.curricula import TrainingBatches, TrainingText, build_batches
 from gpt2lab.inspection.costs import costs
-from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim.groups import OptimConfig, build_averaging, build_optimizers
 from gpt2lab.registry import PLUGINS, SLOTS, load_plugin
 from gpt2lab.testing.cases import (
@@ -549,3 +549,24 @@ def check_schedule(case: Case) -> None:
         assert values[0] > 0, "the first step learns nothing: its rate is zero"
         assert values[:warmup] == sorted(values[:warmup]), "falls during warm-up"
         assert values[-1] <= max(values), "ends above its peak"
+
+
+Check = Callable[[Case], None]
+MODEL_CHECKS: tuple[Check, ...] = (
+    check_builds, check_shape, check_no_look_ahead, check_loss_at_init, check_gradients, check_seed,
+    check_resume_of_model, check_cached_equals_full, check_documents, check_promises, check_costs, check_bf16,
+)  # fmt: skip
+BY_SLOT: dict[str, tuple[Check, ...]] = {
+    "optimizer": (
+        check_optimizer, check_resume, check_same_on_all_ranks, check_gradients_untouched, check_rates,
+    ),
+    "averaging": (check_average, check_resume),
+    "schedule": (check_schedule,),
+    "batches": (check_batches,),
+}  # fmt: skip
+
+
+def checks_for(slot: str) -> tuple[Check, ...]:
+    """The fast checks of a slot's components; other slots without checks get the first one only."""
+    behaviour = MODEL_CHECKS if slot in MODEL_SLOTS else BY_SLOT.get(slot, ())
+    return (check_documented, *behaviour)
