@@ -27,15 +27,15 @@ from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
 from gpt2lab.components.scores import Scores
 from gpt2lab.components.stack import CrossLayer
-from gpt2lab.config import Config, config_from_text
+from gpt2lab.config import Config
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, command
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
 from gpt2lab.evaluation.validation import plain_windows
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_optimizers
 from gpt2lab.registry import SLOTS
-from gpt2lab.reuse.measure import data_of, load_weights
+from gpt2lab.reuse.measure import config_of, data_of, load_weights
 from gpt2lab.store import Row, RunFolder
 from gpt2lab.training.checkpoints import FILES, checkpoints, damage
 from gpt2lab.training.loop import reseed, steps
@@ -91,12 +91,9 @@ class ExaminedRun:
     @classmethod
     def load(cls, folder: RunFolder) -> ExaminedRun:
         """Read the run's files. Raises ConfigError when there is no such run, DataFault when it is damaged."""
-        text, path = folder.config(), folder.path
         if folder.status() == "absent":
-            raise ConfigError("there is no such run", where=str(path), hint="gpt2lab runs")
-        if text is None:
-            raise DataFault("no config.yaml: what it trains is not known", where=str(path), hint=command("ls", path))
-        return cls(folder, config_from_text(text, str(path / "config.yaml")), folder.rows())
+            raise ConfigError("there is no such run", where=str(folder.path), hint="gpt2lab runs")
+        return cls(folder, config_of(folder), folder.rows())
 
     @cached_property
     def result(self) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation import EvaluationConfig, Subject, apply, task
 from gpt2lab.evaluation.tasks import (
     TaskResult,
-    Tell,
     answer_task,
     documents_of,
     encode_task,
@@ -25,12 +24,22 @@ from gpt2lab.evaluation.tasks import (
     record,
     task_result,
 )
-from gpt2lab.identity import choices, component_code, core_code, digest
+from gpt2lab.identity import digest
 from gpt2lab.registry import Choice
 from gpt2lab.reuse.load import Trained, open_trained, run_of
-from gpt2lab.reuse.measure import Measured, Progress, StudyMeasured, code_behind, ended, over_study, stack, threads
+from gpt2lab.reuse.measure import (
+    Measured,
+    Progress,
+    StudyMeasured,
+    code_behind,
+    ended,
+    measured_with,
+    over_study,
+    reporter,
+    threads,
+)
 from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
-from gpt2lab.store import RunFolder, Store, now
+from gpt2lab.store import RunFolder, Store
 
 SCORING = tuple(("gpt2lab.evaluation.tasks", name) for name in ("encode_task", "answer_task", "task_result"))
 
@@ -174,7 +183,7 @@ def task_key(choice: Choice, config: Config, limit: int | None) -> str:
         "documents": documents_of(choice, open_task(choice)).identity,
         "limit": limit,
         "block_size": config.model.block_size,
-        "code": [code_behind(task, choice, SCORING), core_code(), *(component_code(part) for part in choices(config))],
+        "code": code_behind(task, choice, SCORING, config),
     }
     return f"task-{choice.name}-{digest(parts)[:16]}"
 
@@ -185,7 +194,7 @@ def _evaluated(
     """The result of a task, and the score of every question by `task/measure`."""
     if trained.tokenizer is None:
         raise ConfigError("its tokenizer is not known, so no text can be put to it", where=trained.name)
-    tell = _reporter(progress, f"{choice} of {trained.name}")
+    tell = reporter(progress, f"{choice} of {trained.name}")
     tell(0, 0)
     encoded = encode_task(choice, trained.tokenizer, limit=limit)
     answers = answer_task(encoded, trained.model, precision=trained.precision, tell=tell)
@@ -199,22 +208,15 @@ def _evaluated(
     return task_result(encoded, answers, trained.model.config.block_size), scored
 
 
-def _reporter(progress: Progress | None, what: str) -> Tell:
-    return (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
-
-
 def _record(key: str, choice: Choice, result: TaskResult, limit: int | None, trained: Trained) -> dict[str, object]:
     """The record in the run store."""
     errors = {f"{result.task}/{f.name}_stderr": f.stderr for f in result.figures if f.stderr is not None}
     return {
-        "key": key,
+        **measured_with(key, choice, next(trained.model.parameters()).device),
         "task": choice.name,
-        "options": dict(choice.options),
         "spec": {"limit": limit, "block_size": trained.model.config.block_size},
         "values": result.values() | errors,
         "result": record(result),
-        "stack": stack(next(trained.model.parameters()).device),
-        "measured_at": now(),
     }
 
 
@@ -252,5 +254,5 @@ def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Sub
         byte_lengths=data.byte_lengths,
         data=data,
         precision=trained.precision,
-        tell=_reporter(progress, trained.name),
+        tell=reporter(progress, trained.name),
     )

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from gpt2lab.basics.text import quantity
-from gpt2lab.config import Config, config_from_text, fill_slots
+from gpt2lab.config import Config, fill_slots
 from gpt2lab.data.tokenizers import Tokenizer
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
-from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, command, nearest
+from gpt2lab.errors import ConfigError, Gpt2labError, nearest
 from gpt2lab.generation import Continuation, Reader, Sampling, encoded, generate
 from gpt2lab.model import GPT, build_model
 from gpt2lab.pretrained import (
@@ -27,7 +27,7 @@ from gpt2lab.pretrained import (
     read_record,
     tokenizer_in,
 )
-from gpt2lab.reuse.measure import data_of, load_weights
+from gpt2lab.reuse.measure import config_of, data_of, ended, load_weights
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.checkpoints import checkpoints
 from gpt2lab.training.precision import Precision, choose_device
@@ -123,17 +123,11 @@ def run_of(source: str, store: Store) -> RunFolder | None:
 
 def _of_run(run: RunFolder, device: torch.device) -> Trained:
     """A run's newest weights: final ones, or those of its newest checkpoint."""
-    result, text = run.result(), run.config()
-    if result is not None and result["status"] == "diverged":
-        raise ConfigError("it diverged: there are no final weights", where=run.id, hint="gpt2lab runs")
-    if text is None:
-        raise DataFault(
-            "no config.yaml: what it trained is not known", where=str(run.path), hint=command("ls", run.path)
-        )
-    config = config_from_text(text, str(run.path / "config.yaml"))
-    if result is not None:
+    if run.result() is not None:
+        config, result = ended(run)
         step, name = int(result["steps"]), run.id
     else:
+        config = config_of(run)
         step = next((step for step, _ in checkpoints(run.checkpoints)), 0)
         name = f"{run.id} (not finished: step {step:,} of {config.training.steps:,})"
         if not step:

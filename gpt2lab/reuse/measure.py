@@ -26,6 +26,7 @@ from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, DataFault, command
 from gpt2lab.evaluation import Subject, apply, metric
+from gpt2lab.evaluation.tasks import Tell
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model
 from gpt2lab.records import StudyRecord
@@ -38,8 +39,6 @@ from gpt2lab.training.state import canonical, weight_problems, weights_of
 
 Progress = Callable[[int, int, str], None]
 """Called with targets done, targets in all, and what is being measured."""
-
-"""Metrics whose asking also keeps what the report's section on where differences come from is made of."""
 
 UNDECLARED = "measured after the fact, not declared"
 HARNESS = (("gpt2lab.evaluation.metrics", "apply"), ("gpt2lab.evaluation.metrics", "Subject"))
@@ -188,9 +187,13 @@ def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | N
         with threads(result["stack"]["threads"]):
             subject = subject_of(run, config, result)
             for choice in [choice for choice, record in records.items() if record is None]:
-                record = measurement(choice, keys[choice], subject, run.id, progress)
+                said = replace(subject, tell=reporter(progress, f"{choice} of {run.id}"))
+                spec = {"tokens": subject.total, "block_size": subject.block_size}
+                records[choice] = record = {
+                    **measured_with(keys[choice], choice, subject.device),
+                    "metric": choice.name, "spec": spec, "values": apply(choice, said),
+                }  # fmt: skip
                 run.write_evaluation(record)
-                records[choice] = record
     values = {name: value for record in records.values() if record for name, value in record["values"].items()}
     return Measured(id=run.id, values=values, reused=reused)
 
@@ -198,36 +201,32 @@ def measure(run: RunFolder, metrics: Sequence[Choice], *, progress: Progress | N
 def ended(run: RunFolder) -> tuple[Config, Mapping[str, Any]]:
     """Config and result of a finished run. Raises ConfigError for one that is not finished or has diverged, DataFault
     for one that lost its config."""
-    result, text = run.result(), run.config()
+    result = run.result()
     if result is None:
         raise ConfigError(f"{run.status()}: only finished runs can be measured", where=run.id, hint="gpt2lab runs")
     if result["status"] == "diverged":
-        raise ConfigError("it diverged: there are no final weights to measure", where=run.id, hint="gpt2lab runs")
+        raise ConfigError("it diverged: there are no final weights", where=run.id, hint="gpt2lab runs")
+    return config_of(run), result
+
+
+def config_of(run: RunFolder) -> Config:
+    """The config of a run that has begun. Raises DataFault where it is gone."""
+    text = run.config()
     if text is None:
-        raise DataFault(
-            "no config.yaml: what it trained is not known", where=str(run.path), hint=command("ls", run.path)
-        )
-    return config_from_text(text, str(run.path / "config.yaml")), result
+        what = "no config.yaml: what it trains is not known"
+        raise DataFault(what, where=str(run.path), hint=command("ls", run.path))
+    return config_from_text(text, str(run.path / "config.yaml"))
 
 
-def measurement(choice: Choice, key: str, subject: Subject, run: str, progress: Progress | None) -> dict[str, Any]:
-    """Measure now; -> the record that the store keeps."""
-    if progress:
-        subject = replace(subject, tell=lambda done, total: progress(done, total, f"{choice} of {run}"))
-    return {
-        "key": key,
-        "metric": choice.name,
-        "options": dict(choice.options),
-        "spec": {"tokens": subject.total, "block_size": subject.block_size},
-        "values": apply(choice, subject),
-        "stack": stack(subject.device),
-        "measured_at": now(),
-    }
+def reporter(progress: Progress | None, what: str) -> Tell:
+    """`progress` for one thing that is measured."""
+    return (lambda done, total: progress(done, total, what)) if progress else (lambda done, total: None)
 
 
-def stack(device: torch.device) -> dict[str, Any]:
-    """What a measurement was made with."""
-    return {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+def measured_with(key: str, choice: Choice, device: torch.device) -> dict[str, Any]:
+    """The part of a measurement's record that all kinds have: its key and options, and what it was made with."""
+    stack = {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+    return {"key": key, "options": dict(choice.options), "stack": stack, "measured_at": now()}
 
 
 def measurement_key(choice: Choice, config: Config) -> str:
@@ -236,23 +235,20 @@ def measurement_key(choice: Choice, config: Config) -> str:
         "metric": choice.full(),
         "tokens": config.evaluation.tokens,
         "block_size": config.model.block_size,
-        "code": [
-            code_behind(metric, choice, HARNESS),
-            core_code(),
-            *(component_code(choice) for choice in choices(config)),
-        ],
+        "code": code_behind(metric, choice, HARNESS, config),
     }
     return f"{choice.name}-{digest(parts)[:16]}"
 
 
-def code_behind(slot: Slot, choice: Choice, harness: Sequence[tuple[str, str]]) -> str:
-    """Hash of a metric's or task's definition, of the `harness` that applies it, and of all that they reach; of its
-    whole module where it has no definition there."""
+def code_behind(slot: Slot, choice: Choice, harness: Sequence[tuple[str, str]], config: Config) -> list[str]:
+    """Hashes of a metric's or task's definition with the `harness` that applies it and all that they reach (of its
+    whole module where it has no definition there), and of the model's code."""
     factory = slot[choice.name].factory
     names = parse(factory.__module__).definitions
     roots = [factory.__name__] if factory.__qualname__ in names else list(names)
     texts = reached([*harness, *((factory.__module__, name) for name in roots)])
-    return digest({PLUGIN.sub("plugin", key): text for key, text in texts.items()})
+    measuring = digest({PLUGIN.sub("plugin", key): text for key, text in texts.items()})
+    return [measuring, core_code(), *map(component_code, choices(config))]
 
 
 def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Subject:
