@@ -47,7 +47,7 @@ from gpt2lab.planning.placebo import same_function
 from gpt2lab.planning.space import RATE, Tune, check_search
 from gpt2lab.records import Screened
 from gpt2lab.registry import SLOTS
-from gpt2lab.schema import ABSENT, convert
+from gpt2lab.schema import ABSENT, convert, flatten
 
 # Seeds are reserved by purpose, so that no verdict uses a run that was also used to choose or to plan: an ablation's
 # own seeds are 0 to 99 (what a file may name), tuning uses those from 100 on, noise floors 200 to 299, control arms
@@ -343,36 +343,25 @@ def _chosen_seeds(
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """(seeds, None for automatic; looks). Seeds that differ from the file's drop its looks; `until_decided` looks at
     every number of seeds, from the fewest on."""
-    if until_decided:
-        return _one_by_one(declared, requested)
     looks = declared.looks if requested is None and declared.looks else ()
-    seeds = (declared.seeds or (looks[-1] if looks else SEEDS)) if requested is None else requested
+    default = declared.seeds or (looks[-1] if looks else SEEDS)
+    wanted = (MOST_ONE_BY_ONE if until_decided else default) if requested is None else requested
     try:
-        return None if isinstance(seeds, str) else seed_list(seeds), looks
+        seeds = None if isinstance(wanted, str) else seed_list(wanted)
     except ValueError as error:
         raise ConfigError(str(error), where="--seeds") from error
-
-
-def _one_by_one(
-    declared: Ablation, requested: int | Sequence[int] | Literal["auto"] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Seeds and looks of a study whose seeds are added one by one until its contrasts are decided."""
-    seeds: tuple[int, ...] | None = None
-    problem = "the file declares its own `looks`" if declared.looks else ""
-    if requested is not None and not isinstance(requested, str):
-        try:
-            seeds = seed_list(requested)
-        except ValueError as error:
-            raise ConfigError(str(error), where="--seeds") from error
-        few = f"it judges at {FEWEST_AT_A_LOOK} seeds first, so more than that are expected, not {len(seeds)}"
-        problem = problem or (few if len(seeds) <= FEWEST_AT_A_LOOK else "")
-    elif requested is not None:
-        problem = problem or "seeds are added as results require, so `--seeds` is the most per arm"
-    if problem:
-        hint = f"--until decided --seeds {MOST_ONE_BY_ONE}" if requested is not None else "leave out --until"
-        raise ConfigError(problem, where="--until decided", hint=hint)
-    seeds = seeds or tuple(range(MOST_ONE_BY_ONE))
-    return seeds, tuple(range(FEWEST_AT_A_LOOK, len(seeds) + 1))
+    if not until_decided:
+        return seeds, looks
+    if declared.looks:
+        problem = "the file declares its own `looks`"
+    elif seeds is None:
+        problem = "seeds are added as results require, so `--seeds` is the most per arm"
+    elif len(seeds) <= FEWEST_AT_A_LOOK:
+        problem = f"it judges at {FEWEST_AT_A_LOOK} seeds first, so more than that are expected, not {len(seeds)}"
+    else:
+        return seeds, tuple(range(FEWEST_AT_A_LOOK, len(seeds) + 1))
+    hint = "leave out --until" if requested is None else f"--until decided --seeds {MOST_ONE_BY_ONE}"
+    raise ConfigError(problem, where="--until decided", hint=hint)
 
 
 def _contrasts(declared: Ablation, design: Design, chosen: Sequence[str]) -> tuple[Declared, ...]:
@@ -567,12 +556,4 @@ def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, str]]:
 
 def _sets(changes: Mapping[str, Any], key: str) -> bool:
     """Whether an arm's changes set `key`, or a part of it."""
-    for changed, value in changes.items():
-        if f"{changed}.".startswith(f"{key}."):
-            return True
-        inner: Any = value if key.startswith(f"{changed}.") else None
-        for step in key.removeprefix(f"{changed}.").split("."):
-            inner = inner.get(step) if isinstance(inner, Mapping) else None
-        if inner is not None:
-            return True
-    return False
+    return any(f"{changed}.".startswith(f"{key}.") for changed in flatten(changes))
