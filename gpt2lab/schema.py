@@ -40,9 +40,8 @@ def plain(value: object, annotation: Any) -> object:
     """`value` prepared for conversion to `annotation`: written nulls become None, and whole numbers such as 1e3 digits;
     for numbers, booleans and too many digits are rejected."""
     allowed = _members(annotation)
-    if value is None or (isinstance(value, str) and value in ABSENT and str not in allowed):
-        if type(None) in allowed:
-            return None
+    if type(None) in allowed and (value is None or (isinstance(value, str) and value in ABSENT)):
+        return None
     if isinstance(value, bool) and bool not in allowed and allowed & {int, float}:
         raise PydanticCustomError("bool_for_number", "a number is expected, not a boolean")
     if int in allowed and not allowed & {str, float, typing.Literal}:

@@ -24,7 +24,7 @@ from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig
 from gpt2lab.optim.groups import OptimConfig, freeze_problems
 from gpt2lab.pretrained.origin import is_weights, origin_of
 from gpt2lab.registry import SLOTS, Choice, load_entry_points, load_plugin, unmet_needs
-from gpt2lab.schema import ABSENT, Settings, shown
+from gpt2lab.schema import Settings, shown
 from gpt2lab.training.settings import TrainingConfig
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -49,11 +49,6 @@ class ScaleConfig(Settings):
     caveat: str | None = None
     """A caveat in every report at this scale; null for none."""
 
-    @field_validator("caveat", mode="before")
-    @classmethod
-    def _null(cls, value: object) -> object:
-        return None if value in ABSENT else value
-
 
 class Config(Settings):
     """Everything about one training; the defaults are the GPT-2 124M recipe."""
@@ -75,12 +70,10 @@ class Config(Settings):
     """What a branch takes from the checkpoint: all of it, or the weights that fit by name and shape. Those begin at
     step 0 with a new optimizer, beside new values of the others."""
 
-    @field_validator("branch", mode="before")
+    @field_validator("branch")
     @classmethod
-    def _origin(cls, value: object) -> object:
-        if value is None or value in ABSENT:
-            return None
-        if not isinstance(value, str) or not (BRANCH.fullmatch(value) or WEIGHTS.fullmatch(value)):
+    def _origin(cls, value: str | None) -> str | None:
+        if value is not None and not (BRANCH.fullmatch(value) or WEIGHTS.fullmatch(value)):
             raise ValueError("RUN@STEP is expected, such as 0123456789abcdef@1000")
         return value
 

@@ -100,6 +100,7 @@ def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None
         HEAD
         + "arms:\n  a:\n  b: {model.position: rotary, optim: {lr: 1e-3}}\n  c: {model.mask: {name: sliding_window}}\n"
         "evaluate: {contexts: [1, 2], tokens: 1280}\nseeds: [4, 7]\nexpected: {b: better}\nalpha: 0.1\nscreen: yes\n"
+        "campaign: null\n"
     )
     loaded = load_ablation(
         file, overrides=["optim.lr=2e-3", "evaluation.tokens=2560", "model.mask=sliding_window", "model.mask.window=8"]
@@ -110,6 +111,7 @@ def test_an_arm_is_the_scale_then_overrides_then_its_changes(file: Path) -> None
     assert b.config.model.mask[0].options["window"] == 8 and c.config.model.mask[0].options["window"] is None
     assert b.changes == {"model.position": "rotary", "optim.lr": "1e-3"} and a.changes == {}
     assert (b.expected, a.expected, loaded.seeds, loaded.alpha, loaded.screen) == ("better", None, (4, 7), 0.1, True)
+    assert loaded.campaign == ""
     assert [(c.arm, c.against) for c in loaded.contrasts] == [("b", "a"), ("c", "a")]
     assert {arm.config.seed for arm in loaded.arms.values()} == {0}
 
