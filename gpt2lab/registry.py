@@ -85,11 +85,8 @@ class Component:
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The options: keyword-only parameters, with annotations resolved to types."""
-        hints = typing.get_type_hints(_callable(self.factory), include_extras=True)
-        keyword_only = inspect.Parameter.KEYWORD_ONLY
-        signature = inspect.signature(self.factory)
-        options = {n: p for n, p in signature.parameters.items() if p.kind is keyword_only}
-        return {n: p.replace(annotation=hints.get(n, p.empty)) for n, p in options.items()}
+        parameters = inspect.signature(self.factory, eval_str=True).parameters
+        return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     def defaults(self) -> dict[str, Any]:
         """Options that have a default, with it."""
@@ -371,7 +368,3 @@ def line_in(error: BaseException, file: str) -> int | None:
     """The innermost line of `file` in the trace of an error; None if it was raised elsewhere."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return lines[-1] if lines else None
-
-
-def _callable(factory: Callable[..., Any]) -> Callable[..., Any]:
-    return factory.__init__ if inspect.isclass(factory) else factory

@@ -49,7 +49,7 @@ class SweepPlan:
         """Prepare the data, and describe this machine unless another one is given. reproduce: the command or call that
         repeats the sweep. seconds: no trial is begun after that time. machine_like: changes to the machine. Raises
         ConfigError, DataFault, EnvironmentFault."""
-        config, declared = loaded.config_of_all, loaded.declared
+        config, declared = next(iter(loaded.arms.values())).config, loaded.declared
         data = prepare(config.data, progress=progress)
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
         costs = known_costs(config)

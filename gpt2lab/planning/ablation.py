@@ -290,7 +290,7 @@ def load_ablation(
         tokens_per_parameter=per_parameter,
         judged_contexts=declared.evaluate.judged_contexts,
         campaign=declared.campaign or (variant_name(campaign, "--campaign") if campaign else ""),
-        noise_command=_noise_command(scale or _relative(folder, declared.base), per_parameter, overrides),
+        noise_command=_noise_command(declared, folder, scale, overrides),
     )
 
 
@@ -309,14 +309,12 @@ def smallest_effect(declared: float | Mapping[str, float] | None, scale: str, co
     return config.scale.smallest_effect if declared is None else declared
 
 
-def _relative(folder: Path, base: str) -> str:
-    """A file's base, relative to the working directory."""
-    return base if preset_name(base) in preset_names() else str(folder / base)
-
-
-def _noise_command(preset: str, per_parameter: float | None, overrides: Sequence[str]) -> str:
+def _noise_command(declared: Ablation, folder: Path, scale: str | None, overrides: Sequence[str]) -> str:
+    base = declared.base if preset_name(declared.base) in preset_names() else str(folder / declared.base)
+    per_parameter = declared.tokens_per_parameter
     tokens = ["--tokens-per-parameter", f"{per_parameter:g}"] if per_parameter else []
-    return shlex.join(["gpt2lab", "noise", preset, *tokens, *(word for item in overrides for word in ("--set", item))])
+    settings = [word for item in overrides for word in ("--set", item)]
+    return shlex.join(["gpt2lab", "noise", scale or base, *tokens, *settings])
 
 
 def _chosen_arms(design: Design, requested: Sequence[str] | None) -> list[str]:

@@ -227,7 +227,7 @@ def micro_batch(
     uncompiled = _with(config, compile="off")
     result = search(
         share,
-        largest_pass(machine.device, config.model.block_size),
+        MOST_TOKENS[machine.device] // config.model.block_size,
         available,
         lambda n: probed(uncompiled, machine, n),  # a compiled training takes somewhat less memory
         (lambda n: probed(config, machine, n)) if is_compiled(config, machine.device) else None,
@@ -274,11 +274,6 @@ def search(
         if measured.memory_bytes <= available or n == 1:
             break
     return MicroBatch(n, measured.memory_bytes, available, measured.pass_seconds, measured.update_seconds)
-
-
-def largest_pass(device: str, block_size: int) -> int:
-    """Sequences in a pass beyond which it gets no faster."""
-    return MOST_TOKENS[device] // block_size
 
 
 def available_bytes(device: str, ranks: int) -> int:

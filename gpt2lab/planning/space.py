@@ -281,11 +281,6 @@ class Space:
         """Whether a dimension has an effect given these parameters."""
         return all(str(params.get(key)) == value for key, value in dimension.when.items())
 
-    @property
-    def conditional(self) -> bool:
-        """Whether any dimension depends on another."""
-        return any(dimension.when for dimension in self.dimensions)
-
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of sampled parameters: rounded, without inactive dimensions."""
         settings: dict[str, Any] = {}

@@ -153,8 +153,8 @@ def _tokenizer_of(run: RunFolder, config: Config) -> KeptTokenizer | None:
 def _of_weights(path: Path, name: str, device: torch.device) -> Trained:
     """Whatever `load_gpt2` reads: a folder or a file."""
     model = load_gpt2(path)
-    tokenizer = _gpt2() if has_gpt2_tokenizer(path, model.config.vocab_size) else None
-    return _trained(name, model, "fp32", tokenizer, device)
+    known = has_gpt2_tokenizer(path, model.config.vocab_size)
+    return _trained(name, model, "fp32", KeptTokenizer(tokenizer_slot.read("gpt2")) if known else None, device)
 
 
 def _of_native(path: Path, device: torch.device) -> Trained:
@@ -167,10 +167,6 @@ def _trained(
     name: str, model: GPT, precision: Precision, tokenizer: KeptTokenizer | None, device: torch.device
 ) -> Trained:
     return Trained(name, model.to(device).eval(), tokenizer.build() if tokenizer else None, precision, tokenizer)
-
-
-def _gpt2() -> KeptTokenizer:
-    return KeptTokenizer(tokenizer_slot.read("gpt2"))
 
 
 def _not_found(source: str, store: Store) -> ConfigError:

@@ -76,11 +76,6 @@ class LoadedSweep:
     arms: dict[str, Arm]
     smallest_effect: float
 
-    @property
-    def config_of_all(self) -> Any:
-        """A config with everything that the searches share: data, evaluation, device."""
-        return next(iter(self.arms.values())).config
-
     def searches(self, data: Prepared, machine: Machine) -> dict[str, Search]:
         """One search per arm. Raises ConfigError when the data cannot serve it."""
         for arm in self.arms.values():

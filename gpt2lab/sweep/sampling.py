@@ -79,7 +79,8 @@ def draw(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         tpe = TPESampler(
             n_startup_trials=max(1, startup - sum(outcome_of(trial) == "diverged" for trial in known)),
-            seed=seed, multivariate=True, group=space.conditional, constant_liar=True,
+            seed=seed, multivariate=True, group=any(dimension.when for dimension in space.dimensions),
+            constant_liar=True,
         )  # fmt: skip
     trial = _study(known, direction, sampler=tpe, without=index).ask()
     params: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gpt2lab.components.context import Cache
 from gpt2lab.config import Config
 from gpt2lab.config.config import conflicts
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
@@ -25,6 +24,7 @@ from gpt2lab.testing.cases import (
     compared,
     distance,
     disturbed,
+    in_pieces,
     nudged,
     placed,
 )
@@ -144,19 +144,12 @@ def _check_assembly(row: Row) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0], f"three steps on one batch have losses {losses}"
-    gap = cached_against_full(model.eval(), tokens)
+    with torch.no_grad():
+        gap = distance(in_pieces(model.eval(), tokens, [7, 1, 1, CONTEXT - 9]), model(tokens))
     assert gap < 2e-5 or gap < 8 * rounding(model, tokens), f"cached and full forward differ by {gap:.1e}"
     changed = torch.cat([tokens[:, :9], (tokens[:, 9:] + 1) % VOCABULARY], 1)
     gap = distance(*(logits[:, :9] for logits in compared(model.train(), tokens, changed)))
     assert gap < 1e-5, f"looks ahead while training: logits before a change moved by {gap:.1e}"
-
-
-@torch.no_grad()
-def cached_against_full(model: GPT, tokens: Tensor) -> float:
-    """The largest difference between logits of a sequence read in pieces and at once."""
-    cache = Cache()
-    pieces = [model(piece, cache=cache) for piece in tokens.split([7, 1, 1, CONTEXT - 9], 1)]
-    return distance(torch.cat(pieces, 1), model(tokens))
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt2lab.components.context import Cache
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.registry import SLOTS, Choice, Component
 
@@ -114,6 +115,13 @@ def compared(model: GPT, first: Tensor, second: Tensor, **options: Any) -> tuple
     random numbers."""
     twin = copy.deepcopy(model) if model.training else model
     return seeded(model, first, **options), seeded(twin, second, **options)
+
+
+@torch.no_grad()
+def in_pieces(model: GPT, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Logits of a text that is read in pieces of `sizes` tokens, with a cache, and the rest token by token."""
+    cache, rest = Cache(), [1] * (tokens.shape[1] - sum(sizes))
+    return torch.cat([model(piece, cache=cache) for piece in tokens.split([*sizes, *rest], 1)], 1)
 
 
 def distance(a: Tensor, b: Tensor) -> float:

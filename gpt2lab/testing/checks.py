@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.optim import Optimizer
 
-from gpt2lab.components.context import Cache
 from gpt2lab.data.curricula import TrainingBatches, TrainingText, build_batches
 from gpt2lab.inspection.costs import costs
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
@@ -42,6 +41,7 @@ from gpt2lab.testing.cases import (
     compared,
     distance,
     disturbed,
+    in_pieces,
     modes,
     seeded,
 )
@@ -168,11 +168,9 @@ def check_cached_equals_full(case: Case) -> None:
         tokens = torch.cat([tokens, batch(seed=2)[0]], 1)
     with torch.no_grad():
         full = model(tokens)
-        for sizes in ([5, 3], [], [1, 9, 6]):  # the rest of the text token by token
-            cache, singles = Cache(), [1] * (tokens.shape[1] - sum(sizes))
-            pieces = [model(piece, cache=cache) for piece in tokens.split([*sizes, *singles], 1)]
-            gap = distance(torch.cat(pieces, 1), full)
-            assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
+    for sizes in ([5, 3], [], [1, 9, 6]):
+        gap = distance(in_pieces(model, tokens, sizes), full)
+        assert gap < 2e-5, f"cached and full forward differ by {gap:.1e}"
 
 
 def check_documents(case: Case) -> None:
