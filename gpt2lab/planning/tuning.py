@@ -22,16 +22,7 @@ from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, final_loss, known_costs, make_run, make_runs, tokens_of
-from gpt2lab.planning.space import (
-    RATE,
-    SearchSettings,
-    Space,
-    Tune,
-    changes_of,
-    check_search,
-    known_points,
-    value_at,
-)
+from gpt2lab.planning.space import RATE, SearchSettings, Space, Tune, changes_of, check_search, known_points, value_at
 from gpt2lab.store import Store
 
 EXTENSIONS = 3

@@ -10,10 +10,9 @@ from typing import Any
 from gpt2lab.analysis.items import Scores, TaskContrast, judge_items
 from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
-from gpt2lab.data.prepared import Prepared
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import EvaluationConfig, Subject, apply, task
+from gpt2lab.evaluation import apply, task
 from gpt2lab.evaluation.tasks import (
     TaskResult,
     answer_task,
@@ -36,10 +35,11 @@ from gpt2lab.reuse.measure import (
     measured_with,
     over_study,
     reporter,
+    subject_on,
     threads,
 )
-from gpt2lab.runner.measured import EVALUATION_TOKENS_AT_ONCE, GPU_EVALUATION_TOKENS_AT_ONCE
 from gpt2lab.store import RunFolder, Store
+from gpt2lab.training.settings import TrainingConfig
 
 SCORING = tuple(("gpt2lab.evaluation.tasks", name) for name in ("encode_task", "answer_task", "task_result"))
 
@@ -236,23 +236,11 @@ def measure_on_text(
             hint="gpt2lab eval RUN --metric loss, on the run's own text",
         )
     chosen = corpus.read(text if text in corpus else {"name": "text", "paths": [text]})
-    data = prepare(DataConfig(corpus=chosen, tokenizer=trained.kept.choice))
-    subject = _subject(trained, data, progress)
-    return {name: value for choice in metrics for name, value in apply(choice, subject).items()}
-
-
-def _subject(trained: Trained, data: Prepared, progress: Progress | None) -> Subject:
-    """The model on the validation split, at most as many tokens as an evaluation scores."""
-    block, device = trained.model.config.block_size, next(trained.model.parameters()).device
-    at_once = EVALUATION_TOKENS_AT_ONCE.get(device.type, GPU_EVALUATION_TOKENS_AT_ONCE)
-    return Subject(
-        model=trained.model,
-        tokens=data.validation,
-        block_size=block,
-        total=min(EvaluationConfig().total(data.validation), len(data.validation) - 1),
-        batch_sequences=max(1, at_once // block),
-        byte_lengths=data.byte_lengths,
-        data=data,
-        precision=trained.precision,
-        tell=reporter(progress, trained.name),
+    config = Config(
+        model=trained.model.config,
+        data=DataConfig(corpus=chosen, tokenizer=trained.kept.choice),
+        training=TrainingConfig(precision=trained.precision),
     )
+    tell = reporter(progress, trained.name)
+    subject = subject_on(prepare(config.data), trained.model, config, tell=tell)
+    return {name: value for choice in metrics for name, value in apply(choice, subject).items()}

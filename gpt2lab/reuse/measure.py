@@ -256,16 +256,21 @@ def subject_of(run: RunFolder, config: Config, result: Mapping[str, Any]) -> Sub
     data = data_of(run, config)
     model: GPT = build_model(config.model, seed=config.seed, device=choose_device(config.training.device))
     load_weights(model, run, int(result["steps"]))
-    block = config.model.block_size
+    return subject_on(data, model, config)
+
+
+def subject_on(data: Prepared, model: GPT, config: Config, *, tell: Tell = lambda done, total: None) -> Subject:
+    """A model on validation text, of which as many tokens as `config` says are scored, at most all."""
     return Subject(
         model=model,
         tokens=data.validation,
-        block_size=block,
-        total=config.evaluation.total(data.validation),
+        block_size=model.config.block_size,
+        total=min(config.evaluation.total(data.validation), len(data.validation) - 1),
         batch_sequences=sequences_at_once(config, next(model.parameters()).device.type),
         byte_lengths=data.byte_lengths,
         data=data,
         precision=config.training.precision,
+        tell=tell,
     )
 
 

@@ -18,15 +18,7 @@ from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.evaluation import evaluation_key
 from gpt2lab.identity import digest
 from gpt2lab.inspection.costs import Costs
-from gpt2lab.planning.ablation import (
-    TUNING_SEED,
-    Arm,
-    base_of,
-    read_source,
-    resolve_arm,
-    scale_name,
-    smallest_effect,
-)
+from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm, scale_name, smallest_effect
 from gpt2lab.planning.declaration import Effect, Evaluate, FileName, Named, Sentence, Written, changes_at, variant_name
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.noise import Floor
