@@ -190,7 +190,7 @@ def _arm_fields(arm: ArmPlan, plan: Plan) -> dict[str, Any]:
     tuning, shared = arm.tuning, None
     if tuning and tuning.search:
         lr = tuning.search.arm.config.optim.lr
-        shared = Shared(settings=tuning.as_written(), lr=lr, runs=by_seed(arm.shared))
+        shared = Shared(settings=tuning.search.as_written, lr=lr, runs=by_seed(arm.shared))
     return {
         "runs": by_seed(arm.runs),
         "bracket": tuning.bracket if tuning else None,

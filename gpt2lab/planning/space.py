@@ -347,6 +347,14 @@ def value_at(config: Config, key: str) -> Any:
     return value
 
 
+def plain_at(config: Config, key: str) -> Any:
+    """The same as JSON has it, components in short."""
+    value = value_at(config, key)
+    if isinstance(value, (int, float, str)) or value is None:
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def resolve_space(written: Mapping[str, DimensionSettings], config: Config) -> Space:
     """The space at one config. Raises ConfigError with every invalid dimension; `where` is its key."""
     if not written:
@@ -458,7 +466,7 @@ def _known_point(
     for dimension in space.dimensions:
         if space.active(dimension, point):
             try:
-                relative, value = settings.space[dimension.name].relative, value_at(config, dimension.name)
+                relative, value = settings.space[dimension.name].relative, plain_at(config, dimension.name)
                 point[dimension.name] = _known_value(dimension, written.get(dimension.name), relative, value)
             except ValueError as error:
                 problems.append(Problem(f"enqueue: {dimension.name}", str(error)))
@@ -470,10 +478,7 @@ def _known_point(
 def _known_value(dimension: Dimension, raw: Any, relative: bool, value_of_config: Any) -> Any:
     """A dimension's value as a file writes it, or that of the config. Raises ValueError with a message for the user."""
     if dimension.kind == "categorical":
-        value_of_config = (
-            ", ".join(map(str, value_of_config)) if isinstance(value_of_config, tuple) else str(value_of_config)
-        )
-        choice = value_of_config if raw is None else in_short(raw)
+        choice = str(value_of_config) if raw is None else in_short(raw)
         if choice not in dimension.choices:
             raise ValueError(f"'{choice}' is none of its choices: {', '.join(dimension.choices)}")
         return choice

@@ -22,7 +22,7 @@ from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.runs import Run, final_loss, known_costs, make_run, make_runs, tokens_of
-from gpt2lab.planning.space import RATE, SearchSettings, Space, Tune, changes_of, check_search, known_points, value_at
+from gpt2lab.planning.space import RATE, SearchSettings, Space, Tune, changes_of, check_search, known_points, plain_at
 from gpt2lab.store import Store
 
 EXTENSIONS = 3
@@ -60,6 +60,11 @@ class Search:
         """Tuning seeds."""
         first = self.arm.first_seed + TUNING_SEED
         return tuple(range(first, first + self.settings.seeds))
+
+    @property
+    def as_written(self) -> dict[str, Any]:
+        """The arm's own values of the searched settings, by dotted key."""
+        return {dimension.name: plain_at(self.arm.config, dimension.name) for dimension in self.space.dimensions}
 
     @property
     def known_points(self) -> list[dict[str, Any]]:
@@ -127,12 +132,6 @@ class Tuning:
     def found_nothing(self) -> bool:
         """Whether the search ended without a finished trial."""
         return bool(self.search) and not self.open and self.settings is None
-
-    def as_written(self) -> dict[str, Any]:
-        """The arm's values of the searched settings, before tuning."""
-        if self.search is None:
-            return {}
-        return {key.name: value_at(self.search.arm.config, key.name) for key in self.search.space.dimensions}
 
 
 def tunings_of(

@@ -24,7 +24,6 @@ from gpt2lab.executors.driver import CLOSE_SECONDS, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.planning.record import components_of
 from gpt2lab.planning.runs import Run, is_finished
-from gpt2lab.planning.space import value_at
 from gpt2lab.planning.tuning import Search
 from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, best_trial
 from gpt2lab.runner import Job
@@ -396,7 +395,7 @@ def search_record(search: Search, trials: Trials, scale: str) -> SearchRecord:
     return SearchRecord(
         study=search.study,
         changes=dict(search.arm.changes),
-        base={dimension.name: _plain(value_at(config, dimension.name)) for dimension in search.space.dimensions},
+        base=search.as_written,
         seeds=list(search.seeds),
         count=search.trials,
         parameters=search.costs.parameters,
@@ -420,10 +419,3 @@ def write_record(record: SweepRecord, store: Store) -> SweepRecord:
         record = record.with_(created=created or now(), updated=now())
         store.write_sweep(record)
     return record
-
-
-def _plain(value: Any) -> Any:
-    """A config's value as JSON has it."""
-    if isinstance(value, (int, float, str)) or value is None:
-        return value
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

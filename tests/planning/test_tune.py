@@ -66,6 +66,8 @@ def test_every_arm_searches_the_same_space_around_its_own_settings(planned: Plan
     assert plan.searches["learned"].seeds == (100,) and plan.searches["again"].seeds == (600,)
     assert len({search.study for search in plan.searches.values()}) == 3
     assert plan.runs() == []
+    of_parts = planned(TUNED.replace("space: {", "space: {model.norm: [layernorm, rmsnorm], ")).searches["learned"]
+    assert of_parts.as_written == {"model.norm": "layernorm", "optim.lr": 0.01}
 
 
 def test_confirmation_runs_follow_at_the_best_settings_and_at_those_as_written(planned: Planned, preset: Path) -> None:
