@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2lab.config import ALIASES, config_from_text, load_config, preset_name, preset_names
+from gpt2lab.config import ALIASES, Config, config_from_text, load_config, preset_name, preset_names
 from gpt2lab.model import GPT
 
 SIZES = {
@@ -28,14 +28,16 @@ def test_a_preset_reads_back_equal(name: str) -> None:
     assert config.model.dropout == 0 and config.model.bias and config.seed == 0
 
 
+def parameters(config: Config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in GPT(config.model).parameters())
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_gpt2_presets_have_gpt2_s_sizes(name: str) -> None:
     config = load_config(name)
-    n_layer, n_head, n_embd, parameters = SIZES[name]
-    assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (n_layer, n_head, n_embd)
-    with torch.device("meta"):
-        model = GPT(config.model)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, parameters(config)) == SIZES[name]
 
 
 def test_the_124m_recipe() -> None:
@@ -75,9 +77,7 @@ def test_small_presets_stay_within_as_many_passes_over_the_corpus_as_they_say() 
 
 def test_mini_lies_between_micro_and_124m() -> None:
     config = load_config("mini")
-    with torch.device("meta"):
-        model = GPT(config.model)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 33_870_848
+    assert parameters(config) == 33_870_848
     assert config.model.block_size == 512 and config.data.tokenizer.options == {"vocab_size": config.model.vocab_size}
     assert 99.9e6 < config.training.steps * config.training.batch_tokens < 100.1e6
     assert 0.005 < config.scale.smallest_effect < load_config("micro").scale.smallest_effect
@@ -85,8 +85,5 @@ def test_mini_lies_between_micro_and_124m() -> None:
 
 def test_micro_gives_the_embedding_a_share_that_means_something() -> None:
     config = load_config("micro")
-    with torch.device("meta"):
-        model = GPT(config.model)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    assert 0.12 < config.model.vocab_size * config.model.n_embd / total < 0.14
+    assert 0.12 < config.model.vocab_size * config.model.n_embd / parameters(config) < 0.14
     assert config.scale.smallest_effect == 0.02 and config.data.tokenizer.options == {"vocab_size": 4096}

@@ -183,10 +183,3 @@ def test_overrides_that_cannot_be_read_are_refused_with_their_place(written: str
     with pytest.raises(ConfigError) as caught:
         read_override(written)
     assert str(caught.value).startswith("--set")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-def test_a_pipe_is_no_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.yaml")  # opening it would wait for ever
-    with pytest.raises(ConfigError, match="no regular file"):
-        read_file(tmp_path / "pipe.yaml")
