@@ -18,7 +18,7 @@ from gpt2lab.config.fitting import Complaint, check, error_of, located
 from gpt2lab.config.source import MAX_VALUES, Place, YamlSource, overlay, read_file, read_mapping, read_override
 from gpt2lab.data.shards import DataConfig
 from gpt2lab.data.tokenizers import GPT2_SIZE
-from gpt2lab.errors import ConfigError, Gpt2labError, Problem, unknown
+from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.evaluation.validation import EvaluationConfig
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig
 from gpt2lab.optim.groups import OptimConfig, freeze_problems
@@ -169,10 +169,11 @@ def preset_name(name: str | Path) -> str:
     return ALIASES.get(text, text if text in preset_names() else Path(text).stem)
 
 
-def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[str, ...] = ()) -> YamlSource:
-    """A preset's or file's tree over those that it extends. A file is looked for in `folder`, if given.
-
-    Raises ConfigError.
+def preset_source(
+    name: str | Path, folder: Path | None = None, *, where: str = "", visited: tuple[str, ...] = ()
+) -> YamlSource:
+    """A preset's or file's tree over those that it extends. A file is looked for in `folder`, if given. where: the
+    place of the name, for errors. Raises ConfigError.
     """
     text = str(name)
     preset = ALIASES.get(text, text)
@@ -183,7 +184,8 @@ def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[s
         file = str(path)
     else:
         names = [*preset_names(), *ALIASES]
-        raise ConfigError(unknown("preset", text, names), hint="a name from this list, or a file such as ./mine.yaml")
+        hint = "a name from this list, or a file such as ./mine.yaml"
+        raise ConfigError(unknown("preset", text, names), where=where, hint=hint)
     identity = str(path.absolute())
     if identity in visited:
         raise ConfigError("extends itself", where=file)
@@ -197,12 +199,7 @@ def preset_source(name: str | Path, folder: Path | None = None, visited: tuple[s
         where = source.place(("extends",)).prefix + "extends"
         if not isinstance(base, str):
             raise ConfigError("the name of a preset or file is expected", where=where)
-        try:
-            lower = preset_source(base, path.parent, (*visited, identity))
-        except Gpt2labError as error:
-            if error.problems[0].where:
-                raise
-            raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+        lower = preset_source(base, path.parent, where=where, visited=(*visited, identity))
     if isinstance(source.tree.get("branch"), dict):
         return _branched(source, lower)
     return source if lower is None else overlay(lower, [(key, source.part((key,))) for key in source.tree])

@@ -387,13 +387,10 @@ class Base:
 def base_of(name: str, source: YamlSource, folder: Path, scale: str | None, overrides: Sequence[str]) -> Base:
     """The preset or file of the scale, then `evaluate`, then overrides."""
     changes = read_overrides(overrides)
-    try:
-        base = preset_source(scale) if scale else preset_source(name, folder)
-    except ConfigError as error:
-        if error.problems[0].where:
-            raise
-        where = "--scale" if scale else source.place(("base",)).prefix + "base"
-        raise ConfigError(error.problems[0].what, where=where, hint=error.hint) from error
+    if scale:
+        base = preset_source(scale, where="--scale")
+    else:
+        base = preset_source(name, folder, where=source.place(("base",)).prefix + "base")
     evaluate = source.tree.get("evaluate", {})
     evaluation_changes = [
         (f"evaluation.{key}", source.part(("evaluate", key)))
