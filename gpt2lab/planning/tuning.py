@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2lab import records
-from gpt2lab.analysis.tuning import OPEN, RESULTS, chosen
+from gpt2lab.analysis.tuning import OPEN, chosen
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import DataFault
 from gpt2lab.identity import digest
@@ -121,8 +121,6 @@ class Tuning:
     """trials of that search that are still to come"""
     settings: dict[str, Any] | None = None
     """the best ones that it found, by dotted key"""
-    informative: int = 0
-    """trials that did not fail: the tuning budget by which arms are compared"""
     reason: str | None = None
     """why the arm cannot be compared"""
     bracket: records.Bracket | None = None
@@ -196,13 +194,14 @@ def searches_of(
         search = make_search(name, label, arm, tune.of(label), data, machine)
         entry = record.searches.get(label) if record else None
         tunings[label] = _so_far(name, search, entry if entry and entry.study == search.study else None)
-    most = max((tuning.informative for tuning in tunings.values() if not tuning.open), default=0)
-    for label, tuning in tunings.items():
-        if not tuning.open and tuning.informative < most and tuning.reason is None and tuning.tuned:
-            failed = tuning.tuned.failed
-            cause = f", since {failed} of them failed" if failed else ""
-            reason = f"it was tuned by {tuning.informative} trials, others by {most}{cause}"
-            tunings[label] = replace(tuning, reason=reason)
+    over = {label: tuning.tuned for label, tuning in tunings.items() if tuning.tuned and not tuning.open}
+    budgets = {label: tuned.trials - tuned.failed for label, tuned in over.items()}
+    most = max(budgets.values(), default=0)
+    for label, trials in budgets.items():
+        if trials < most and tunings[label].reason is None:
+            cause = f", since {over[label].failed} of them failed" if over[label].failed else ""
+            reason = f"it was tuned by {trials} trials, others by {most}{cause}"
+            tunings[label] = replace(tunings[label], reason=reason)
     return tunings
 
 
@@ -224,7 +223,6 @@ def _so_far(name: str, search: Search, entry: records.SearchRecord | None) -> Tu
         search=search,
         left=max(0, search.trials - ended) if is_open else 0,
         settings=settings,
-        informative=sum(counts[outcome] for outcome in RESULTS),
         reason=reason,
         tuned=records.Tuned(
             sweep=name, label=search.arm.name, study=search.study, over=not is_open, settings=settings,

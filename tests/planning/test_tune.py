@@ -97,7 +97,7 @@ def test_a_search_counts_only_if_it_is_of_this_space_and_over(planned: Planned, 
     assert planned(TUNED.replace("trials: 4", "trials: 5")).tuning  # one trial is left
     assert planned(TUNED, overrides=["training.steps=25"]).tuning  # another training
     fewer = planned(TUNED.replace("trials: 4", "trials: 2"))
-    assert not fewer.tuning and tuning(fewer, "rotary").informative == 2
+    assert not fewer.tuning and tuning(fewer, "rotary").tuned.trials == 2
     keep(first, {"learned": done(0.01), "rotary": done(0.02, outcome="running")}, preset.parent)
     assert planned(TUNED).tuning
 
