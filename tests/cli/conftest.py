@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import write_text
 
 from gpt2lab.store import Store
 
@@ -38,11 +38,7 @@ seeds: 1
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Some 11,000 bytes of words."""
-    dice = random.Random(0)
-    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(dice.choice(words) for _ in range(2400)))
-    return file
+    return write_text(tmp_path / "text.txt", 2400)
 
 
 @pytest.fixture

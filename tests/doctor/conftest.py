@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import write_text
 
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
@@ -29,12 +29,8 @@ Trained = Callable[..., RunFolder]
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
     """Train the tiny preset with overrides; -> its folder."""
-    dice = random.Random(0)
-    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(dice.choice(words) for _ in range(4000)))
     preset = tmp_path / "preset.yaml"
-    preset.write_text(PRESET.format(text=text))
+    preset.write_text(PRESET.format(text=write_text(tmp_path / "text.txt", 4000)))
     machine = Machine("cpu", "cpu", 1, 1, 1e9, "a test")
 
     def train(*overrides: str) -> RunFolder:

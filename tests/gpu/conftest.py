@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny import write_text
 
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.optim import OptimConfig, build_optimizers
@@ -80,9 +80,6 @@ def fresh() -> Callable[..., TrainState]:
 @pytest.fixture
 def preset(tmp_path: Path) -> Path:
     """A tiny preset over some words; its device is the default, hence the GPU."""
-    dice = random.Random(0)
-    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(dice.choice(words) for _ in range(4000)))
+    text = write_text(tmp_path / "text.txt", 4000)
     (tmp_path / "preset.yaml").write_text(PRESET.format(text=text))
     return tmp_path / "preset.yaml"

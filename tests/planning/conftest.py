@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
+from tiny import write_text
 from tiny_plan import ABLATION, TINY, Planned
 
 from gpt2lab.data.shards import prepare
@@ -19,12 +19,8 @@ from gpt2lab.store import Store
 @pytest.fixture
 def preset(tmp_path: Path) -> Path:
     """A preset's file, beside its text of some 9,000 bytes."""
-    dice = random.Random(0)
-    words = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-    text = tmp_path / "text.txt"
-    text.write_text(" ".join(dice.choice(words) for _ in range(2000)))
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY.format(text=text))
+    file.write_text(TINY.format(text=write_text(tmp_path / "text.txt")))
     return file
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import replace_in, rows_of, write_text
+from tiny import write_text
+from workers import replace_in, rows_of
 
 from gpt2lab.analysis.results import collect, judge, load_results, until
 from gpt2lab.errors import ConfigError, Preempted

@@ -21,7 +21,8 @@ import pytest
 import torch
 import torch._dynamo  # which optimizers and DDP import late: ranks are forked after it
 from safetensors.torch import load_file
-from workers import WORDS, ForkedRank, folder_of, is_alive, rows_of, wait_until, write_text
+from tiny import WORDS, write_text
+from workers import ForkedRank, folder_of, is_alive, rows_of, wait_until
 
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare

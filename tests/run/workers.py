@@ -1,9 +1,8 @@
-"""What tests with worker processes share: text to train on, jobs, the command line as a process, and waiting."""
+"""What tests with worker processes share: jobs, the command line as a process, and waiting."""
 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -28,14 +27,6 @@ space:
   optim.lr: {{low: 1e-3, high: 1e-1, log: true}}
 """
 """A sweep's file, without what differs between tests."""
-WORDS = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
-
-
-def write_text(path: Path, count: int = 2000) -> Path:
-    """A file of words."""
-    dice = random.Random(0)
-    path.write_text(" ".join(dice.choice(WORDS) for _ in range(count)))
-    return path
 
 
 def replace_in(file: Path, *pairs: tuple[str, str]) -> None:
