@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -20,13 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tests.tiny import write_text
+
 if TYPE_CHECKING:
     from gpt2lab.runner import Job
 
 TESTS = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 RUN = "00000000000000aa"
-WORDS = ["speak", "noble", "queen", "and", "the", "of", "night", "to", "sword", "love"]
 
 PLAIN: dict[str, Any] = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 256, "dropout": 0.1},
@@ -40,12 +40,13 @@ PLAIN: dict[str, Any] = {
 class Lab:
     """A folder with prepared data, and a server that trains over it.
 
-    train: exit codes of the ranks of one run.
+    train: exit codes of the ranks of one run.  undisturbed: the outcome of one that nothing happens to.
     """
 
     folder: Path
     _server: subprocess.Popen[str] | None = field(default=None, init=False)
     _data: dict[str, str] | None = field(default=None, init=False)
+    _undisturbed: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> Lab:
         environment = {**os.environ, **ONE_THREAD, "GPT2LAB_DATA": str(self.folder / "data")}
@@ -55,11 +56,8 @@ class Lab:
             [sys.executable, __file__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=TESTS.parent,
         )  # fmt: skip
-        dice = random.Random(0)
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = self.folder / "text.txt"
-        text.write_text(" ".join(dice.choice(WORDS) for _ in range(2000)))
-        self._data = self._ask({"prepare": str(text)})
+        self._data = self._ask({"prepare": str(write_text(self.folder / "text.txt"))})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -83,6 +81,15 @@ class Lab:
         codes: list[int] = self._ask(job | times)
         return codes
 
+    def undisturbed(self, changes: dict[str, Any] | None = None, ranks: int = 1) -> dict[str, Any]:
+        """Trained once for all tests."""
+        key = repr((changes or {}, ranks))
+        if key not in self._undisturbed:
+            root = self.folder / f"undisturbed-{len(self._undisturbed)}"
+            assert self.train(root, changes, ranks=ranks) == [0] * ranks, log(root)
+            self._undisturbed[key] = outcome(root)
+        return self._undisturbed[key]
+
     def job(self, root: Path, changes: dict[str, Any] | None = None) -> dict[str, Any]:
         """What `job_of` takes: the run in `root`."""
         assert self._data is not None
@@ -99,6 +106,17 @@ class Lab:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
+
+
+def log(root: Path) -> str:
+    """What the workers of a run printed."""
+    return (root / "log.txt").read_text()
+
+
+def record(root: Path, name: str) -> dict[str, Any]:
+    """What a run left: its result or failure."""
+    found: dict[str, Any] = json.loads((root / RUN / f"{name}.json").read_text())
+    return found
 
 
 def outcome(root: Path) -> dict[str, Any]:

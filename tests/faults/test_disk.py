@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import saving
-from breaking import RUN, Lab, outcome
+from breaking import RUN, Lab, log, outcome, record
 
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
@@ -31,12 +30,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def logged_elsewhere(disk: Path) -> tuple[Path, Path]:
-    """A folder for runs on that disk, and its log, which lies beside the disk."""
-    root, log = disk / "runs", disk.parent / "log.txt"
+def logged_elsewhere(disk: Path) -> Path:
+    """A folder for runs on that disk, whose log lies beside the disk."""
+    root = disk / "runs"
     root.mkdir()
-    (root / "log.txt").symlink_to(log)
-    return root, log
+    (root / "log.txt").symlink_to(disk.parent / "log.txt")
+    return root
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small_disk: Path) -> None:
@@ -56,10 +55,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small
 
 def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: Lab, small_disk: Path) -> None:
     """Room for some checkpoints and not for all; then room again."""
-    assert lab.train(lab.folder / "disk-undisturbed") == [0]
-    root, log = logged_elsewhere(small_disk)
+    root = logged_elsewhere(small_disk)
     assert lab.train(root, {"training.keep_checkpoints": 12, "training.checkpoint_every_steps": 1}) == [3]
-    said = log.read_text()
+    said = log(root)
     assert "error [ENVIRONMENT]" in said and "the disk is full" in said and "bytes needed" in said
     assert "Traceback" not in said
     run = Store(root).run(RUN)
@@ -67,7 +65,7 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: L
     assert kept and all(name.startswith("step_") for name in kept)
     shutil.copytree(root / RUN, lab.folder / "disk-moved" / RUN)  # to where there is room
     assert lab.train(lab.folder / "disk-moved") == [0]
-    moved, undisturbed = (outcome(lab.folder / f"disk-{name}") for name in ("moved", "undisturbed"))
+    moved, undisturbed = outcome(lab.folder / "disk-moved"), lab.undisturbed()
     assert moved["metrics.jsonl"] == undisturbed["metrics.jsonl"]
     assert (
         moved["checkpoints/step_000012/model.safetensors"] == undisturbed["checkpoints/step_000012/model.safetensors"]
@@ -77,26 +75,25 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: L
 @pytest.mark.parametrize("point", ["save.weights:2", "save.state:1", "save.done:3"])
 def test_a_full_disk_at_any_point_costs_nothing_but_time(lab: Lab, tmp_path: Path, point: str) -> None:
     assert lab.train(tmp_path, fault=f"full@{point}") == [3]
-    assert "the disk is full" in json.loads((tmp_path / RUN / "failure.json").read_text())["reason"]
+    assert "the disk is full" in record(tmp_path, "failure")["reason"]
     assert lab.train(tmp_path) == [0]
     assert not (tmp_path / RUN / "failure.json").exists()
     (tmp_path / RUN / "error.log").unlink()
-    lab.train(lab.folder / "undisturbed")
-    assert outcome(tmp_path) == outcome(lab.folder / "undisturbed")
+    assert outcome(tmp_path) == lab.undisturbed()
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_first_step(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / RUN).write_text("a file in the way")
     assert lab.train(tmp_path) == [3]
-    log = (tmp_path / "log.txt").read_text()
-    assert "error [ENVIRONMENT]" in log and "cannot write" in log and "Traceback" not in log
+    said = log(tmp_path)
+    assert "error [ENVIRONMENT]" in said and "cannot write" in said and "Traceback" not in said
 
 
 def test_a_file_system_that_is_read_only_is_said_before_the_first_step(lab: Lab, small_disk: Path) -> None:
-    root, log = logged_elsewhere(small_disk)
+    root = logged_elsewhere(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert lab.train(root) == [3]
-    assert "cannot write: read-only file system" in log.read_text() and "Traceback" not in log.read_text()
+    assert "cannot write: read-only file system" in log(root) and "Traceback" not in log(root)
 
 
 def test_a_journal_that_is_damaged_is_named_in_the_failure(lab: Lab, tmp_path: Path) -> None:
@@ -104,4 +101,4 @@ def test_a_journal_that_is_damaged_is_named_in_the_failure(lab: Lab, tmp_path: P
     journal = tmp_path / RUN / "metrics.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"step"', b'"st', 1))
     assert lab.train(tmp_path) == [4]
-    assert "line 1 is damaged" in json.loads((tmp_path / RUN / "failure.json").read_text())["reason"]
+    assert "line 1 is damaged" in record(tmp_path, "failure")["reason"]

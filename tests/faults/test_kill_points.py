@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking import RUN, Lab, outcome
+from breaking import RUN, Lab, log, outcome
 
 SETUPS: dict[str, tuple[dict[str, Any], int]] = {
     "fp32": ({}, 1),
@@ -48,22 +47,6 @@ IN_EVERY_RUN = [("fp32", "save.rename:3"), ("fp16", "backward:10"), ("accumulati
 """A sample for the fast tests."""
 
 ROOT = Path(__file__).parents[2]
-Undisturbed = Callable[[str], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> Undisturbed:
-    """The outcome of a set-up that nothing happened to."""
-    known: dict[str, dict[str, Any]] = {}
-
-    def train(setup: str) -> dict[str, Any]:
-        if setup not in known:
-            changes, ranks = SETUPS[setup]
-            assert lab.train(lab.folder / setup, changes, ranks=ranks) == [0] * ranks
-            known[setup] = outcome(lab.folder / setup)
-        return known[setup]
-
-    return train
 
 
 def killed_and_resumed(lab: Lab, root: Path, setup: str, point: str, rank: int) -> dict[str, Any]:
@@ -76,43 +59,37 @@ def killed_and_resumed(lab: Lab, root: Path, setup: str, point: str, rank: int) 
     return found
 
 
-def log(root: Path) -> str:
-    return (root / "log.txt").read_text()[-2000:]
-
-
 def test_there_are_forty_kill_points() -> None:
     assert len(set(POINTS)) == len(POINTS) == 40
 
 
 @pytest.mark.parametrize(("setup", "point"), IN_EVERY_RUN)
-def test_a_sample_of_kills_changes_nothing(
-    lab: Lab, undisturbed: Undisturbed, tmp_path: Path, setup: str, point: str
-) -> None:
-    assert killed_and_resumed(lab, tmp_path / "run", setup, point, 0) == undisturbed(setup)
+def test_a_sample_of_kills_changes_nothing(lab: Lab, tmp_path: Path, setup: str, point: str) -> None:
+    assert killed_and_resumed(lab, tmp_path / "run", setup, point, 0) == lab.undisturbed(*SETUPS[setup])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_changes_nothing(lab: Lab, undisturbed: Undisturbed, tmp_path: Path, setup: str, point: str) -> None:
+def test_a_kill_changes_nothing(lab: Lab, tmp_path: Path, setup: str, point: str) -> None:
     everywhere = point.split(":")[0] in ("forward", "backward", "optimizer", "step", "evaluation")
     rank = POINTS.index(point) % 2 if SETUPS[setup][1] == 2 and everywhere else 0
-    assert killed_and_resumed(lab, tmp_path / "run", setup, point, rank) == undisturbed(setup)
+    assert killed_and_resumed(lab, tmp_path / "run", setup, point, rank) == lab.undisturbed(*SETUPS[setup])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setup", SETUPS)
-def test_three_kills_in_a_row_change_nothing(lab: Lab, undisturbed: Undisturbed, tmp_path: Path, setup: str) -> None:
+def test_three_kills_in_a_row_change_nothing(lab: Lab, tmp_path: Path, setup: str) -> None:
     changes, ranks = SETUPS[setup]
     for point in ("save.manifest:2", "backward:2", "save.done:1"):
         lab.train(tmp_path, changes, ranks=ranks, fault=f"kill@{point},rank=0")
     assert lab.train(tmp_path, changes, ranks=ranks) == [0] * ranks
-    assert outcome(tmp_path) == undisturbed(setup)
+    assert outcome(tmp_path) == lab.undisturbed(*SETUPS[setup])
 
 
-def test_what_is_compared_is_all_of_it(undisturbed: Undisturbed) -> None:
+def test_what_is_compared_is_all_of_it(lab: Lab) -> None:
     """The comparison would see a difference in any part, because every part is in it and moves."""
-    found = undisturbed("fp16")
+    found = lab.undisturbed(*SETUPS["fp16"])
     state = found["checkpoints/step_000012/state.json"]
     assert {
         "checkpoints/step_000012/model.safetensors",
@@ -123,7 +100,7 @@ def test_what_is_compared_is_all_of_it(undisturbed: Undisturbed) -> None:
     assert state["guard"]["skipped"] > 0
     assert len(state["guard"]["recent"]) == 12 - state["guard"]["skipped"]
     assert [row["step"] for row in found["metrics.jsonl"]] == list(range(13))
-    assert undisturbed("fp32") != found
+    assert lab.undisturbed() != found
     assert RUN not in found
 
 
