@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,7 +51,7 @@ def trained(model: GPT, steps: int = 3) -> list[float]:
 
 
 @pytest.fixture
-def one_group() -> Iterator[str]:
+def one_group(no_plugins_after: None) -> str:
     """An optimizer that puts everything into one group, registered for the time of a test."""
 
     def everything(params: Sequence[Param], lr: float) -> list[Optimizer]:
@@ -59,8 +59,7 @@ def one_group() -> Iterator[str]:
         return [torch.optim.Adam([p.tensor for p in params], lr=lr)]
 
     optimizer.register("one_group", source="test")(everything)
-    yield "one_group"
-    del optimizer._components["one_group"]
+    return "one_group"
 
 
 @pytest.mark.parametrize("parts", [{}, {"head": "untied", "mlp": "moe", "scores": {"name": "plain", "scale": 0.3}}])
@@ -173,6 +172,7 @@ def test_an_optimizer_without_rates_of_its_own_is_refused(one_group: str) -> Non
     build_optimizers(config, build_model(sizes(BASE, parametrization=mup())).params())
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_an_optimizer_that_offers_rates_and_does_not_keep_them_is_found() -> None:
     def by_gradient(params: Sequence[Param], lr: float) -> list[Optimizer]:
         """Moves as far as the gradient is large."""
@@ -186,11 +186,8 @@ def test_an_optimizer_that_offers_rates_and_does_not_keep_them_is_found() -> Non
 
     for name, made, said in (("by_gradient", by_gradient, "gradients of a tenth"), ("for_all", for_all, "rate says")):
         optimizer.register(name, source="test", can=("rates",))(made)
-        try:
-            with pytest.raises(AssertionError, match=said):
-                check_rates(Case("optimizer", name))
-        finally:
-            del optimizer._components[name]
+        with pytest.raises(AssertionError, match=said):
+            check_rates(Case("optimizer", name))
 
 
 def test_options_are_limited_and_weights_do_not_go_where_they_would_mean_something_else() -> None:

@@ -208,6 +208,7 @@ def test_a_clash_with_what_others_wrote_is_told_at_the_arm(file: Path) -> None:
     assert problem.startswith(":7: arms.b.model.position: rotary rotates pairs of channels, and a head has 3")
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_an_arm_is_the_cause_even_where_the_complaint_names_what_others_wrote(file: Path) -> None:
     def too_fast(section: Any, options: Any) -> list[str]:
         return ["too fast"] if section.lr > 0.1 else []
@@ -216,11 +217,8 @@ def test_an_arm_is_the_cause_even_where_the_complaint_names_what_others_wrote(fi
     def careful(params: Any, lr: float) -> None:
         """An optimizer that refuses large rates."""
 
-    try:
-        text = HEAD + "arms:\n  a: {}\n  b: {optim.lr: 0.2}\n"
-        assert problems(file, text, overrides=["optim.optimizer=careful"]) == [":7: arms.b: optim.optimizer: too fast"]
-    finally:
-        SLOTS["optimizer"]._components.pop("careful")
+    text = HEAD + "arms:\n  a: {}\n  b: {optim.lr: 0.2}\n"
+    assert problems(file, text, overrides=["optim.optimizer=careful"]) == [":7: arms.b: optim.optimizer: too fast"]
 
 
 @pytest.mark.parametrize(

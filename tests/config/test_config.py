@@ -148,22 +148,20 @@ def test_values_of_unequal_heads_do_not_mix(pattern: str, heads: str) -> None:
     load_config("nano", ["model.attention=[differential, mha]", "model.stack=[value_residual]"])
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_e5_unmet_needs_are_refused(tmp_path: Path) -> None:
     @SLOTS["attention"].register("deaf", source="a test")
     def deaf(site: object) -> None:
         """Attention that knows neither rotation nor bias."""
 
-    try:
-        found = problems("nano", "model.attention=deaf", "model.position=rotary", "model.stack=[value_residual]")
-        assert len(found) == 2
-        assert "model.position: rotary needs 'rotate' from the attention, which deaf does not offer" in found[0]
-        assert load_config("nano", ["model.attention=deaf"]).model.attention[0].name == "deaf"
-        # told at the key that was changed, though it is the position that needs
-        file = written(tmp_path, "extends: nano\nmodel: {position: rotary}\n")
-        [told] = problems(file, "model.attention=deaf")
-        assert told.startswith("--set model.attention: rotary needs")
-    finally:
-        SLOTS["attention"]._components.pop("deaf")
+    found = problems("nano", "model.attention=deaf", "model.position=rotary", "model.stack=[value_residual]")
+    assert len(found) == 2
+    assert "model.position: rotary needs 'rotate' from the attention, which deaf does not offer" in found[0]
+    assert load_config("nano", ["model.attention=deaf"]).model.attention[0].name == "deaf"
+    # told at the key that was changed, though it is the position that needs
+    file = written(tmp_path, "extends: nano\nmodel: {position: rotary}\n")
+    [told] = problems(file, "model.attention=deaf")
+    assert told.startswith("--set model.attention: rotary needs")
 
 
 def test_e5_all_errors_come_in_one_pass_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -265,17 +263,12 @@ def test_a_run_s_config_cannot_be_changed() -> None:
         config.seed = 3  # type: ignore[misc]
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_plugins_are_loaded_before_their_names_are_read(tmp_path: Path) -> None:
-    from gpt2lab.registry import PLUGINS
-
     plugin = tmp_path / "parts.py"
     plugin.write_text(
         "from gpt2lab.components.norm import norm\n\n"
         '@norm.register("as_is", source="a test")\ndef as_is(site):\n    """Leave it as it is, for a test."""\n'
     )
     assert "unknown norm 'as_is'" in problems("nano", "model.norm=as_is")[0]
-    try:
-        assert load_config("nano", ["model.norm=as_is"], plugins=[plugin]).model.norm[0].name == "as_is"
-    finally:
-        SLOTS["norm"]._components.pop("as_is", None)
-        PLUGINS.remove(str(plugin.resolve()))
+    assert load_config("nano", ["model.norm=as_is"], plugins=[plugin]).model.norm[0].name == "as_is"

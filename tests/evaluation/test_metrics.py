@@ -131,14 +131,7 @@ def test_measuring_leaves_the_model_and_random_numbers_alone(subject: Subject) -
     assert told[-1] == (TOTAL, TOTAL)
 
 
-@pytest.fixture
-def registered() -> Iterator[None]:
-    before = dict(metric._components)
-    yield
-    metric._components = before
-
-
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("no_plugins_after")
 def test_a_metric_of_ones_own_may_look_at_the_model(subject: Subject) -> None:
     @metric.register("norm", source="a test")
     def norm(subject: Subject, *, power: float = 2.0) -> dict[str, float]:
@@ -149,7 +142,7 @@ def test_a_metric_of_ones_own_may_look_at_the_model(subject: Subject) -> None:
     assert measured(subject, "norm", power="1").keys() == {"norm(power=1.0)/wte"}
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("no_plugins_after")
 def test_a_metric_that_breaks_is_named_with_its_file(subject: Subject) -> None:
     @metric.register("broken", source="a test")
     def broken(subject: Subject, *, how: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,16 +236,14 @@ def numbered_rows(count: int) -> Task:
 
 
 @pytest.fixture
-def own() -> Iterator[Callable[[Callable[[], Any]], None]]:
+def own(no_plugins_after: None) -> Callable[[Callable[[], Any]], None]:
     """Registers a task called `own` for one test."""
 
     def register(factory: Callable[[], Any]) -> None:
         factory.__doc__ = "A test's."
         task.register("own", source="a test")(factory)
 
-    before = dict(task._components)
-    yield register
-    task._components = before
+    return register
 
 
 def test_a_limit_takes_the_first_documents_or_spreads_over_all(own: Any, ours: GPT) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -75,7 +75,7 @@ class Greedy(Average):
 
 
 @pytest.fixture
-def wrong() -> Iterator[Callable[[type[Optimizer]], Case]]:
+def wrong(no_plugins_after: None) -> Callable[[type[Optimizer]], Case]:
     """A case of an optimizer of that class, registered for the time of a test."""
 
     def registered(kind: type[Any]) -> Case:
@@ -86,8 +86,7 @@ def wrong() -> Iterator[Callable[[type[Optimizer]], Case]]:
         optimizer.register("wrong", source="test")(made)
         return Case("optimizer", "wrong")
 
-    yield registered
-    optimizer._components.pop("wrong", None)
+    return registered
 
 
 @pytest.mark.parametrize(
@@ -108,14 +107,12 @@ def test_an_optimizer_may_read_the_progress_of_the_training(wrong: Any, check: A
     assert problem_of(check, wrong(Ramped)) is None
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_an_average_that_changes_the_training_is_found() -> None:
     def greedy(params: Sequence[Param], steps: int) -> Average:
         """Wrong on purpose."""
         return Greedy(params)
 
     averaging.register("greedy", source="test")(greedy)
-    try:
-        problem = problem_of(check_average, Case("averaging", "greedy"))
-    finally:
-        del averaging._components["greedy"]
+    problem = problem_of(check_average, Case("averaging", "greedy"))
     assert problem == "the training is another one with the average"

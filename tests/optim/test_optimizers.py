@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ RATE = 3e-3
 
 
 @pytest.fixture
-def forgetful() -> Iterator[str]:
+def forgetful(no_plugins_after: None) -> str:
     """An optimizer that leaves out every vector, registered for the time of a test."""
 
     def matrices_only(params: Sequence[Param], lr: float) -> list[Optimizer]:
@@ -34,8 +34,7 @@ def forgetful() -> Iterator[str]:
         return [torch.optim.SGD([p.tensor for p in params if p.tensor.ndim > 1], lr=lr)]
 
     optimizer.register("forgetful", source="test")(matrices_only)
-    yield "forgetful"
-    del optimizer._components["forgetful"]
+    return "forgetful"
 
 
 def test_defaults_are_the_recipe() -> None:

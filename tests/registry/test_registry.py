@@ -139,25 +139,20 @@ def part(site):
 '''
 
 
+@pytest.mark.usefixtures("no_plugins_after")
 def test_a_plugin_file_is_loaded_once_and_its_parts_are_found(tmp_path: Path) -> None:
-    from gpt2lab.components.norm import norm
-
     file = tmp_path / "my_parts.py"
     file.write_text(PLUGIN.format(name="as_it_is"))
-    try:
-        assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]
-        assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]  # a second run would be refused as double
-        copy = tmp_path / "submitted" / file.name
-        copy.parent.mkdir()
-        copy.write_bytes(file.read_bytes())
-        assert [c.name for c in registry.load_plugin(copy)] == ["as_it_is"]
-        copy.write_text("# edited\n" + PLUGIN.format(name="as_it_is"))
-        with pytest.raises(ConfigError, match="registered already"):
-            registry.load_plugin(copy)
-        assert str(file.resolve()) in registry.PLUGINS
-    finally:
-        norm._components.pop("as_it_is", None)
-        registry.PLUGINS.remove(str(file.resolve()))
+    assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]
+    assert [c.name for c in registry.load_plugin(file)] == ["as_it_is"]  # a second run would be refused as double
+    copy = tmp_path / "submitted" / file.name
+    copy.parent.mkdir()
+    copy.write_bytes(file.read_bytes())
+    assert [c.name for c in registry.load_plugin(copy)] == ["as_it_is"]
+    copy.write_text("# edited\n" + PLUGIN.format(name="as_it_is"))
+    with pytest.raises(ConfigError, match="registered already"):
+        registry.load_plugin(copy)
+    assert str(file.resolve()) in registry.PLUGINS
 
 
 @pytest.mark.parametrize("text", ["1 / 0", "def broken(:", "raise SystemError('x')"])

@@ -12,7 +12,7 @@ from small_study import Lab, row
 from gpt2lab.cli import results
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.registry import load_plugin
-from gpt2lab.tracking import RunGone, open_tracker, tracker
+from gpt2lab.tracking import RunGone, open_tracker
 from gpt2lab.tracking.follower import Delivery, Follower, sync
 from gpt2lab.tracking.mlflow import MlflowTracker
 
@@ -28,7 +28,6 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert found
     file = tmp_path / "my_tracker.py"
     file.write_text(found[1])
-    monkeypatch.setattr(tracker, "_components", dict(tracker._components))
     load_plugin(file)
     monkeypatch.setenv("GPT2LAB_TRACKER", f"lines:{tmp_path}/lines")
     return tmp_path / "lines" / "posenc@nano"
