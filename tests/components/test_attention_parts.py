@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import LATER, B, D, H, T, V, config, context, model, random, tokens
 from torch import Tensor, nn
 from transformers import DeepseekV3Config, DiffLlamaConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -22,29 +23,7 @@ from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.components.position import rotary_limits
 from gpt2lab.components.scores import Scores
 from gpt2lab.errors import ConfigError
-from gpt2lab.model import GPT, ModelConfig, build_model
-
-SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 50}
-B, H, T, D = 2, 4, 16, 8
-LATER = torch.ones(T, T, dtype=torch.bool).triu(1)
-
-
-def model(**parts: Any) -> GPT:
-    return testing.disturbed(build_model(ModelConfig(**{**SIZES, **parts}))).eval()
-
-
-def tokens() -> Tensor:
-    return torch.randint(0, 50, (B, T), generator=torch.Generator().manual_seed(1))
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def context(made: GPT, layer: int = 0) -> ForwardContext:
-    ctx = made.context(tokens())
-    ctx.enter(layer, made.positions[layer])
-    return ctx
+from gpt2lab.model import GPT
 
 
 def attended(made: GPT, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -93,7 +72,7 @@ def test_stretched_rotations_are_those_of_hugging_face(scaling: str) -> None:
     ],
 )
 def test_incomplete_scalings_are_refused(options: dict[str, Any], what: str) -> None:
-    (problem,) = rotary_limits(ModelConfig(**SIZES), {"fraction": 1.0, **options})
+    (problem,) = rotary_limits(config(), {"fraction": 1.0, **options})
     assert what in problem
 
 
@@ -250,11 +229,6 @@ def test_differential_attention_is_that_of_hugging_face(layer: int) -> None:
         torch.testing.assert_close(ours(x, context(made, layer)), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_mqa_is_gqa_with_one_head() -> None:
-    one, same = (model(attention=a) for a in ("mqa", {"name": "gqa", "n_kv_head": 1}))
-    assert torch.equal(one(tokens()), same(tokens()))
-
-
 def test_values_of_other_heads_are_refused() -> None:
     mixed = model(attention=["gqa", "mha"], stack=["value_residual"])
     with pytest.raises(ConfigError, match="the first layer has 2 and layer 1 has 4"):
@@ -349,7 +323,7 @@ def test_masks_of_ones_own_are_used_each_by_itself() -> None:
         whole = made(tokens())
         for place, seen in ((14, False), (13, True), (12, True)):  # from 15, by 3 m + 2 n
             changed = tokens()
-            changed[:, place] = (changed[:, place] + 1) % 50
+            changed[:, place] = (changed[:, place] + 1) % V
             assert (testing.distance(whole[:, 15], made(changed)[:, 15]) > 1e-4) == seen
         assert testing.distance(whole, with_masks(2, 2)(tokens())) > 1e-4
         pieces = [made(piece, cache=cache) for piece in tokens().split([5, 1, 10], 1)]

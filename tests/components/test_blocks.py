@@ -6,27 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from small import B, C, H, T, V, initial, random, site, tokens
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Config, Gemma2DecoderLayer
 from transformers.models.gptj.modeling_gptj import GPTJBlock, GPTJConfig
 from transformers.models.olmo2.modeling_olmo2 import Olmo2Config, Olmo2DecoderLayer
 
-from gpt2lab import testing
-from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import Position
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
-from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.model import GPT
 
-B, T, C, H, HIDDEN = 2, 10, 32, 4, 48
-SIZES = {"n_layer": 2, "n_head": H, "n_embd": C, "block_size": 16, "vocab_size": 50}
+HIDDEN = 48
 
 
 def block_of(**choices: Any) -> Any:
     """A block with made-up weights."""
-    config = ModelConfig(**{**SIZES, **choices})
-    block = Builder(config, config.choices(), layer=0).build("residual")
+    block = site(**choices).build("residual")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in block.parameters():
@@ -35,7 +32,7 @@ def block_of(**choices: Any) -> Any:
 
 
 def stream() -> Tensor:
-    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(6))
+    return random(B, T, C, seed=6)
 
 
 def context(depth: int = 0) -> ForwardContext:
@@ -73,7 +70,7 @@ def unrotated() -> tuple[Tensor, Tensor]:
 
 COMMON: dict[str, Any] = {
     "hidden_size": C, "intermediate_size": HIDDEN, "num_attention_heads": H, "num_key_value_heads": H,
-    "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "attn_implementation": "eager", "vocab_size": 50,
+    "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "attn_implementation": "eager", "vocab_size": V,
 }  # fmt: skip
 GATED = {"ratio": HIDDEN / C, "two_thirds": False}
 
@@ -111,7 +108,7 @@ def test_sandwich_is_gemma_2s_block() -> None:
 def test_parallel_is_gpt_js_block() -> None:
     block = block_of(residual="parallel")
     config = GPTJConfig(
-        n_embd=C, n_head=H, n_layer=2, rotary_dim=C // H, n_positions=16, vocab_size=50,
+        n_embd=C, n_head=H, n_layer=2, rotary_dim=C // H, n_positions=T, vocab_size=V,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
     )  # fmt: skip
     theirs = GPTJBlock(config, 0).eval()
@@ -157,10 +154,8 @@ def test_branches_by_their_formulas() -> None:
 
 
 def test_rezero_starts_as_the_identity() -> None:
-    model = build_model(ModelConfig(**SIZES, residual="rezero", position="none"))
-    tokens, _ = testing.batch()
-    tokens = tokens % 50
-    assert torch.equal(model(tokens), model.wte.unembed(model.wte.weight[tokens]))
+    model = initial(residual="rezero", position="none")
+    assert torch.equal(model(tokens()), model.wte.unembed(model.wte.weight[tokens()]))
     assert not any(name.split(".")[-2].startswith("ln") for name, _ in model.named_parameters())
 
 
@@ -168,14 +163,13 @@ def test_rezero_starts_as_the_identity() -> None:
 def test_hyper_connections_start_as_pre(dynamic: bool) -> None:
     choice = {"name": "hyper_connections", "streams": 3, "dynamic": dynamic}
     norm = {"name": "layernorm", "eps": 1e-12}  # the sum of three equal streams is three times that of `pre`
-    plain, streams = (build_model(ModelConfig(**SIZES, norm=norm, residual=r), seed=3) for r in ("pre", choice))
-    tokens = testing.batch()[0] % 50
-    assert torch.allclose(plain(tokens), streams(tokens), atol=1e-5)
+    plain, streams = (initial(norm=norm, residual=r) for r in ("pre", choice))
+    assert torch.allclose(plain(tokens()), streams(tokens()), atol=1e-5)
 
 
 def test_a_hyper_connection_by_its_formula() -> None:
     n, block = 3, block_of(residual={"name": "hyper_connections", "streams": 3})
-    connection, x = block.connections[0], torch.randn(B, 3, T, C, generator=torch.Generator().manual_seed(1))
+    connection, x = block.connections[0], random(B, 3, T, C, seed=1)
     block.mlp, block.ln_2 = None, None
     block.connections = block.connections[:1]
     found = block(x, context())
@@ -206,28 +200,27 @@ def test_streams_must_pass_through_every_layer() -> None:
 
 
 def test_placements_may_differ_by_layer() -> None:
-    model = build_model(ModelConfig(**SIZES, residual=["pre", "post"]))
+    model = initial(residual=["pre", "post"])
     assert [type(block).__name__ for block in model.h] == ["Pre", "Post"]
     assert isinstance(model.ln_f, nn.Identity)  # the last block normalises the stream itself
-    assert model(testing.batch()[0] % 50).isfinite().all()
+    assert model(tokens()).isfinite().all()
 
 
 def test_a_branch_that_is_off_has_no_parameters() -> None:
     def names(model: GPT) -> set[str]:
         return {name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("h.1.")}
 
-    assert names(build_model(ModelConfig(**SIZES, attention=["mha", "none"]))) == {"ln_2", "mlp"}
-    assert names(build_model(ModelConfig(**SIZES, mlp="none"))) == {"ln_1", "attn"}
-    model = build_model(ModelConfig(**SIZES, attention="none", position="none"))
-    tokens = testing.batch()[0] % 50
-    changed = tokens.clone()
-    changed[:, 0] = (changed[:, 0] + 1) % 50
-    assert torch.equal(model(tokens)[:, 1:], model(changed)[:, 1:])  # tokens exchange nothing
+    assert names(initial(attention=["mha", "none"])) == {"ln_2", "mlp"}
+    assert names(initial(mlp="none")) == {"ln_1", "attn"}
+    model = initial(attention="none", position="none")
+    changed = tokens()
+    changed[:, 0] = (changed[:, 0] + 1) % V
+    assert torch.equal(model(tokens())[:, 1:], model(changed)[:, 1:])  # tokens exchange nothing
 
 
 @pytest.mark.parametrize(("what", "shared"), [("attention", "attn"), ("mlp", "mlp")])
 def test_one_branch_alone_can_be_shared(what: str, shared: str) -> None:
-    model = build_model(ModelConfig(**{**SIZES, "n_layer": 4}, stack=[{"name": "shared_layers", "what": what}]))
+    model = initial(n_layer=4, stack=[{"name": "shared_layers", "what": what}])
     assert len(model.h) == 4
     assert len({id(getattr(block, shared)) for block in model.h}) == 1
     assert len({id(block.ln_1) for block in model.h}) == 4
@@ -235,7 +228,8 @@ def test_one_branch_alone_can_be_shared(what: str, shared: str) -> None:
     assert names == {"0"}
 
 
-def test_layers_in_turns_share_weights() -> None:
-    model = build_model(ModelConfig(**{**SIZES, "n_layer": 6}, stack=[{"name": "shared_layers", "every": 2}]))
-    assert len(model.h) == 2
-    assert model.block_of == [0, 1, 0, 1, 0, 1]
+@pytest.mark.parametrize("every", [1, 2])
+def test_layers_in_turns_share_weights(every: int) -> None:
+    model = initial(n_layer=6, stack=[{"name": "shared_layers", "every": every}])
+    assert len(model.h) == every
+    assert model.block_of == [layer % every for layer in range(6)]

@@ -6,28 +6,22 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small import B, T, initial, tokens
+from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from gpt2lab.components.attend import Mask
+from gpt2lab.components.base import params
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.position import alibi_slopes, t5_bucket
-from gpt2lab.errors import ConfigError
-from gpt2lab.model import GPT, ModelConfig, build_model
-
-SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 50}
 
 
-def tokens(rows: int = 2, length: int = 16) -> Tensor:
-    return torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(1))
-
-
-def step(length: int = 16) -> ForwardContext:
-    return ForwardContext(tokens(length=length))
+def step(length: int = T) -> ForwardContext:
+    return ForwardContext(torch.zeros(B, length, dtype=torch.int64))
 
 
 def test_rotary_is_a_complex_rotation_and_depends_on_distance_only() -> None:
-    position = build_model(ModelConfig(**SIZES, position="rotary")).wpe
+    position = initial(position="rotary").wpe
     x = torch.randn(1, 4, 16, 8)
     turned = position.rotate(x, step(), "q")
     angles = torch.arange(16)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
@@ -40,7 +34,7 @@ def test_rotary_is_a_complex_rotation_and_depends_on_distance_only() -> None:
 
 
 def test_partial_rotary_leaves_the_rest_of_a_head_alone() -> None:
-    position = build_model(ModelConfig(**SIZES, position={"name": "rotary", "fraction": 0.5})).wpe
+    position = initial(position={"name": "rotary", "fraction": 0.5}).wpe
     x = torch.randn(1, 4, 16, 8)
     turned = position.rotate(x, step(), "q")
     assert torch.equal(turned[..., 4:], x[..., 4:])
@@ -60,7 +54,7 @@ def test_t5_buckets_equal_hugging_face() -> None:
 
 
 def test_sinusoids_by_hand() -> None:
-    position = build_model(ModelConfig(**SIZES, position={"name": "sinusoidal", "amplitude": 1.0})).wpe
+    position = initial(position={"name": "sinusoidal", "amplitude": 1.0}).wpe
     waves = position.add(torch.zeros(1, 16, 32), step())[0]
     assert waves[5, 0].item() == pytest.approx(math.sin(5), abs=1e-6)
     assert waves[5, 3].item() == pytest.approx(math.cos(5 / 10000 ** (2 / 32)), abs=1e-6)
@@ -73,16 +67,18 @@ def test_window_and_sinks_by_hand() -> None:
 
 
 def test_a_window_as_long_as_the_text_is_causal() -> None:
-    plain = build_model(ModelConfig(**SIZES))
-    windowed = build_model(ModelConfig(**SIZES, mask={"name": "sliding_window", "window": 16}))
+    plain = initial()
+    windowed = initial(mask={"name": "sliding_window", "window": 16})
     assert torch.allclose(plain(tokens()), windowed(tokens()), atol=1e-6)
 
 
 def test_gqa_with_all_heads_is_mha_and_with_repeated_heads_too() -> None:
-    mha = build_model(ModelConfig(**SIZES))
-    full = build_model(ModelConfig(**SIZES, attention={"name": "gqa", "n_kv_head": 4}))
+    mha = initial()
+    full = initial(attention={"name": "gqa", "n_kv_head": 4})
     assert torch.equal(mha(tokens()), full(tokens()))
-    shared = build_model(ModelConfig(**SIZES, attention={"name": "gqa", "n_kv_head": 2}))
+    one, mqa = initial(attention={"name": "gqa", "n_kv_head": 1}), initial(attention="mqa")
+    assert torch.equal(mqa(tokens()), one(tokens()))
+    shared = initial(attention={"name": "gqa", "n_kv_head": 2})
     with torch.no_grad():
         for ours, theirs in zip(mha.h, shared.h, strict=True):
             q, k, v = theirs.attn.c_attn.weight.split([32, 16, 16])
@@ -93,14 +89,14 @@ def test_gqa_with_all_heads_is_mha_and_with_repeated_heads_too() -> None:
 
 
 def test_the_written_out_kernel_equals_the_fused_one() -> None:
-    fused = build_model(ModelConfig(**SIZES, position="alibi"))
+    fused = initial(position="alibi")
     # a cap far above every score bends nothing, but takes the written-out form
-    written = build_model(ModelConfig(**SIZES, position="alibi", scores={"name": "plain", "softcap": 1e4}))
+    written = initial(position="alibi", scores={"name": "plain", "softcap": 1e4})
     assert torch.allclose(fused(tokens()), written(tokens()), atol=1e-5)
 
 
 def test_experts_that_are_equal_are_one_mlp() -> None:
-    model = build_model(ModelConfig(**SIZES, mlp={"name": "moe", "experts": 4, "top_k": 2}))
+    model = initial(mlp={"name": "moe", "experts": 4, "top_k": 2})
     moe, x = model.h[0].mlp, torch.randn(2, 16, 32)
     with torch.no_grad():
         for matrix in (moe.c_fc, moe.c_proj):
@@ -110,14 +106,13 @@ def test_experts_that_are_equal_are_one_mlp() -> None:
 
 
 def test_an_even_load_has_balance_one() -> None:
-    model = build_model(ModelConfig(**SIZES, mlp={"name": "moe", "experts": 4, "top_k": 1}))
+    model = initial(mlp={"name": "moe", "experts": 4, "top_k": 1})
     odds = torch.eye(4).repeat(8, 1)
     assert model.h[0].mlp.imbalance(odds, odds.argmax(-1, keepdim=True)).item() == pytest.approx(1.0)
 
 
 def test_deepnorm_draws_what_the_paper_scales() -> None:
-    sizes = {**SIZES, "n_embd": 256, "n_layer": 8}
-    deep, pre = (build_model(ModelConfig(**sizes, residual=r)) for r in ("deepnorm", "pre"))
+    deep, pre = (initial(n_embd=256, n_layer=8, residual=r) for r in ("deepnorm", "pre"))
     beta = (8 * 8) ** -0.25
     ratio = {
         name: (p.std() / dict(pre.named_parameters())[name].std()).item()
@@ -131,16 +126,8 @@ def test_deepnorm_draws_what_the_paper_scales() -> None:
     assert ratio["wte.weight"] == pytest.approx(1, rel=1e-6)
 
 
-def test_gpt2_init_scales_what_writes_into_the_stream() -> None:
-    model = build_model(ModelConfig(**{**SIZES, "n_embd": 256}))
-    assert model.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert model.h[1].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 2, rel=0.02)
-
-
 def test_arms_start_equal_wherever_shapes_agree() -> None:
-    ours, others = build_model(ModelConfig(**SIZES), seed=3), build_model(
-        ModelConfig(**SIZES, position="rotary", mlp="swiglu", stack=["unet"]), seed=3
-    )  # fmt: skip
+    ours, others = initial(seed=3), initial(seed=3, position="rotary", mlp="swiglu", stack=["unet"])
     shared = {n: p for n, p in ours.named_parameters() if n in dict(others.named_parameters())}
     same_shape = {n for n, p in shared.items() if p.shape == dict(others.named_parameters())[n].shape}
     assert "h.1.attn.c_attn.weight" in same_shape
@@ -148,50 +135,23 @@ def test_arms_start_equal_wherever_shapes_agree() -> None:
 
 
 def test_a_pattern_of_positions_repeats_over_the_layers() -> None:
-    model = build_model(ModelConfig(**{**SIZES, "n_layer": 4}, position=["rotary", "none"]))
+    model = initial(n_layer=4, position=["rotary", "none"])
     assert [type(p).__name__ for p in model.positions] == ["Rotary", "Position", "Rotary", "Position"]
     assert model.positions[0] is model.positions[2]
-    both = build_model(ModelConfig(**SIZES, position=["learned", "t5_bias"]))
+    both = initial(position=["learned", "t5_bias"])
     assert {n for n, _ in both.named_parameters() if n.startswith("wpe")} == {"wpe.0.weight", "wpe.1.weight"}
     assert both.max_context == 16
 
 
-def test_shared_layers_keep_one_block_and_all_depth() -> None:
-    model = build_model(ModelConfig(**{**SIZES, "n_layer": 4}, stack=["shared_layers"]))
-    assert len(model.h) == 1
-    assert model.block_of == [0, 0, 0, 0]
-
-
-def test_losses_are_plain_whatever_is_minimised() -> None:
-    plain, with_z = (
-        build_model(ModelConfig(**SIZES, objective=o)) for o in (["cross_entropy"], ["cross_entropy", "z_loss"])
-    )
-    x, y = tokens(), tokens()
-    assert torch.equal(plain.loss(x, y), with_z.loss(x, y))
-    total, parts = with_z.objective(x, y)
-    logits = with_z(x).flatten(0, 1)
-    expected = nn.functional.cross_entropy(logits, y.flatten()) + 1e-4 * logits.logsumexp(-1).square().mean()
-    assert total.item() == pytest.approx(expected.item(), abs=1e-6)
-    assert parts["loss"].item() == pytest.approx(plain.loss(x, y).item())
-
-
-def test_learned_positions_end_and_say_so() -> None:
-    with pytest.raises(ConfigError, match="positions are limited to 16"):
-        build_model(ModelConfig(**SIZES))(tokens(length=17))
-    assert build_model(ModelConfig(**SIZES, position="rotary"))(tokens(length=40)).shape == (2, 40, 50)
-
-
 def test_a_matrix_without_a_role_is_refused() -> None:
-    model = build_model(ModelConfig(**SIZES))
+    model = initial()
     model.extra = nn.Parameter(torch.zeros(2, 2))
-    from gpt2lab.components.base import params
-
     with pytest.raises(ValueError, match=r"extra .* has no role"):
         params(model)
 
 
 def test_dropout_draws_only_while_training() -> None:
-    model: GPT = build_model(ModelConfig(**SIZES, dropout=0.5))
+    model = initial(dropout=0.5)
     assert torch.equal(model.eval()(tokens()), model(tokens()))
     model.train()
     assert not torch.equal(model(tokens()), model(tokens()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small import initial
 from torch import Tensor
 
 from gpt2lab.components.attend import Mask
@@ -11,19 +12,18 @@ from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.evaluation.validation import validation_loss
-from gpt2lab.model import GPT, ModelConfig, build_model
+from gpt2lab.model import GPT
 
 END = 50
 
 
-def model(**options: object) -> GPT:
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 64}
-    made = build_model(ModelConfig(**sizes, mask={"name": "documents", "separator": END, **options}))  # type: ignore[arg-type]
+def model() -> GPT:
+    made = initial(mask={"name": "documents", "separator": END})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():  # a fresh model hardly looks at its context
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return made.eval()
+    return made
 
 
 def text(seed: int, length: int) -> Tensor:
@@ -53,7 +53,7 @@ def test_a_tokens_loss_does_not_depend_on_the_document_before() -> None:
     def loss(made: GPT, first: Tensor) -> float:
         return made.loss(torch.cat([first, second], 1), targets).item()
 
-    masked, open_ = model(), build_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64))
+    masked, open_ = model(), initial()
     open_.load_state_dict(masked.state_dict())
     assert loss(masked, text(1, 7)) == pytest.approx(loss(masked, text(2, 7)), abs=1e-6)
     assert abs(loss(open_, text(1, 7)) - loss(open_, text(2, 7))) > 1e-3
@@ -63,7 +63,7 @@ def test_it_is_what_documents_handed_over_give_and_holds_with_a_cache() -> None:
     made = model()
     tokens = torch.cat([text(1, 5), torch.tensor([[END]]), text(2, 6), torch.tensor([[END]]), text(3, 3)], 1)
     given = torch.tensor([[0] * 5 + [1] * 7 + [2] * 4])
-    plain = build_model(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64)).eval()
+    plain = initial()
     plain.load_state_dict(made.state_dict())
     assert torch.allclose(made(tokens), plain(tokens, documents=given), atol=1e-6)
     cache = Cache()
