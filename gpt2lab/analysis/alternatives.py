@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2lab.analysis.judging import decide
 from gpt2lab.analysis.statistics import Array, holm, linear
-from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Contrast, TextNoise, Verdicts
+from gpt2lab.analysis.verdicts import FEWEST, Contrast, TextNoise, Verdicts
 
 ESTIMATORS = {"paired": "paired by seed", "blocked": "arm and seed", "permutation": "permutation"}
 
@@ -21,10 +21,6 @@ ESTIMATORS = {"paired": "paired by seed", "blocked": "arm and seed", "permutatio
 def claim(word: str) -> str:
     """better, worse, or "" for no difference that is claimed."""
     return next((kind for kind in ("better", "worse") if word.startswith((kind, f"likely {kind}"))), "")
-
-
-def _without(arm: ArmResult, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.delete(arm.array, place) if place < arm.n else arm.array
 
 
 def _can_claim(contrast: Contrast) -> bool:
@@ -45,8 +41,8 @@ def without_each_seed(verdicts: Verdicts) -> LeftOut:
     left_out = []
     for place in range(most if most > FEWEST else 0):
         tests = [
-            linear([_without(arms[name], place) for name in contrast.weights], list(contrast.weights.values()))
-            for contrast in verdicts.contrasts
+            linear([np.delete(arms[name].array, slice(place, place + 1)) for name in weights], list(weights.values()))
+            for weights in (contrast.weights for contrast in verdicts.contrasts)
         ]
         p, difference = (np.stack([getattr(test, name) for test in tests]) for name in ("p", "difference"))
         left_out.append((holm(p, dropped=verdicts.dropped), difference))
@@ -64,25 +60,18 @@ def alternatives(
         return {}
     kinds = {}
     for name, title in ESTIMATORS.items():
-        result = contrast.sensitivity.get(name)
-        if result and name != "permutation":
+        if result := contrast.sensitivity.get(name):
             p = min(1.0, result["p"] * verdicts.members)
-            kinds[title] = _kind(verdicts, result["difference"], p, contrast.alpha)
-        elif result:
-            p = min(1.0, result["p"] * verdicts.members)
-            kinds[title] = _kind(verdicts, contrast.difference, p, contrast.alpha)
+            kinds[title] = _kind(verdicts, result.get("difference", contrast.difference), p, contrast.alpha)
     members = [next(arm for arm in verdicts.arms if arm.name == name) for name in contrast.weights]
     index, fewest = verdicts.contrasts.index(contrast), min(arm.n for arm in members)
     places = left_out[: fewest if fewest > FEWEST else 0]
     for seed, (p_holm, difference) in zip(members[0].values, places, strict=False):
-        kind = _kind(verdicts, float(difference[index]), float(p_holm[index]), contrast.alpha)
-        kinds[f"without seed {seed}"] = kind
+        kinds[f"without seed {seed}"] = _kind(verdicts, difference[index], p_holm[index], contrast.alpha)
     if text is not None:
-        same = abs(contrast.difference) > text.halfwidth
-        kinds["other text"] = claim(contrast.word) if same else ""
+        kinds["other text"] = claim(contrast.word) if abs(contrast.difference) > text.halfwidth else ""
     return kinds
 
 
 def _kind(verdicts: Verdicts, difference: float, p: float, alpha: float) -> str:
-    word = decide(difference, p, np.nan, alpha=alpha, higher_is_better=verdicts.higher_is_better)
-    return claim(str(word))
+    return claim(str(decide(difference, p, np.nan, alpha=alpha, higher_is_better=verdicts.higher_is_better)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt2lab.analysis import Verdicts
+from gpt2lab.analysis.alternatives import claim
 from gpt2lab.analysis.online import levels
 from gpt2lab.analysis.verdicts import Contrast, as_json
 from gpt2lab.analysis.wording import listed
@@ -24,9 +25,6 @@ from gpt2lab.records import Effect, StudyRecord, run_ids
 from gpt2lab.store import Store
 from gpt2lab.store.files import sha256, to_json
 from gpt2lab.store.ledger import DECLARED, VERDICT, Ledger, Line, append, read_ledger
-
-CLAIMS = ("better", "worse", "likely better", "likely worse")
-"""What the words begin with that say that there is a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class Hypothesis:
     @property
     def claim(self) -> str:
         """better, worse, or "" where no difference is claimed."""
-        return next((claim.split()[-1] for claim in CLAIMS if (self.word or "").startswith(claim)), "")
+        return claim(self.word or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +256,8 @@ def _discoveries(campaign: Iterable[Line]) -> tuple[list[int], list[int]]:
 def _verdict(entry: Mapping[str, Any], contrast: Contrast, alpha: float) -> dict[str, Any]:
     """What came of a declared contrast."""
     p = min(1.0, contrast.p * alpha / contrast.alpha) if math.isfinite(contrast.p) else None
-    claims = contrast.word.startswith(CLAIMS)
-    supported = bool(p is not None and p <= entry["level"]) if claims and entry["level"] is not None else None
+    judged = claim(contrast.word) and entry["level"] is not None
+    supported = bool(p is not None and p <= entry["level"]) if judged else None
     named = {key: entry[key] for key in ("arm", "against", "key", "hypothesis", "level")}
     numbers = {key: getattr(contrast, key) for key in ("word", "difference", "low", "high")}
     return {**named, **numbers, "p": p, "n": [contrast.n_arm, contrast.n_against], "supported": supported}

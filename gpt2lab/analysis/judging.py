@@ -31,18 +31,7 @@ from gpt2lab.analysis.statistics import (
     sensitivity,
     welch,
 )
-from gpt2lab.analysis.verdicts import (
-    CONFIRM,
-    FEWEST,
-    FEWEST_REPEATS,
-    FINISH,
-    REPAIR,
-    SEEDS,
-    ArmResult,
-    Contrast,
-    Declared,
-    Terms,
-)
+from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, Action, ArmResult, Contrast, Declared, Terms
 from gpt2lab.basics.text import plural
 
 DECISIVE = ("better", "worse", "no difference")
@@ -105,7 +94,7 @@ class Eligibility:
     conditional: bool = False
     """whether few enough failed to judge the others"""
     exploratory: str = ""
-    remedy: str = ""
+    remedy: Action | None = None
     """the action after which it would not be exploratory"""
     borrow: bool = False
     """whether it is judged by the noise of other runs"""
@@ -133,7 +122,7 @@ def eligibility(contrast: Declared, sides: Sequence[ArmResult], terms: Terms) ->
         counted=wording.listed([failed[0].name, *counted]) if failed else "",
         conditional=conditional,
         exploratory=exploratory or late_reason,
-        remedy=remedy or (CONFIRM if late_reason else ""),
+        remedy=remedy or ("confirm" if late_reason else None),
         borrow=borrow,
         testable=not (barred or late_reason or constant)
         and (not failed or conditional)
@@ -143,26 +132,26 @@ def eligibility(contrast: Declared, sides: Sequence[ArmResult], terms: Terms) ->
 
 def _exploratory(
     names: tuple[str, str], sides: Sequence[ArmResult], terms: Terms, *, borrow: bool, constant: bool
-) -> tuple[str, str]:
-    """(why it is exploratory, the action that would change that); "" twice where it is not."""
+) -> tuple[str, Action | None]:
+    """(why it is exploratory, the action that would change that); ("", None) where it is not."""
     empty = [side.name for side in sides if not side.n and not side.failed]
     if empty:
-        return f"no value for {wording.listed(empty)}", FINISH
+        return f"no value for {wording.listed(empty)}", "finish"
     if terms.screen:
-        return "a screen, to be confirmed on fresh seeds", CONFIRM
+        return "a screen, to be confirmed on fresh seeds", "confirm"
     declared = _reason(sides, terms.exploratory) or terms.unfair.get(names, "")
     unequal = _unequal_lengths(sides)
     if declared or unequal:
-        return declared or f"not comparable: {unequal}", REPAIR
+        return declared or f"not comparable: {unequal}", "repair"
     waiting = [side for side in sides if side.missing]
     if waiting:
         runs = wording.listed(f"{plural(side.missing, 'run')} of {side.name} without a value" for side in waiting)
-        return runs, FINISH
+        return runs, "finish"
     if min(side.n for side in sides) < FEWEST and not borrow:
         too_few = terms.noise is not None and not terms.noise.sufficient
         floor = f", and the noise floor rests on fewer than {FEWEST_REPEATS} repeats" if too_few else ""
-        return f"fewer than {FEWEST} seeds{floor}", SEEDS
-    return ("no spread between seeds, hence no noise to judge by", REPAIR) if constant else ("", "")
+        return f"fewer than {FEWEST} seeds{floor}", "add seeds"
+    return ("no spread between seeds, hence no noise to judge by", "repair") if constant else ("", None)
 
 
 def _unequal_lengths(sides: Sequence[ArmResult]) -> str:

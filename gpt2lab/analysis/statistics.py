@@ -95,17 +95,14 @@ class Family:
     """interval of the equivalence test: inside +-margin exactly when p_equivalence_holm < alpha"""
 
 
-def welch(
-    arm: ArrayLike, against: ArrayLike, *, alpha: float = 0.05, margin: float | None = None, axis: int = -1
-) -> Comparison:
+def welch(arm: ArrayLike, against: ArrayLike, *, alpha: float = 0.05, margin: float | None = None) -> Comparison:
     """Welch's t-test of arm minus against, its interval, and equivalence to within +-`margin`.  (..., seed) -> (...)
 
     p, interval and equivalence hold at any ratio of spreads and any number of seeds: see calibration.py. Statistic and,
     up to twice as many seeds in one arm as in the other, degrees of freedom are those of
     scipy.stats.ttest_ind(equal_var=False).
     """
-    return linear([np.moveaxis(np.asarray(x, np.float64), axis, -1) for x in (arm, against)], [1.0, -1.0],
-                  alpha=alpha, margin=margin)  # fmt: skip
+    return linear([arm, against], [1.0, -1.0], alpha=alpha, margin=margin)
 
 
 def linear(
@@ -170,13 +167,13 @@ def _equivalence(c: Comparison, margin: float) -> Array:
 
 
 def borrowed(
-    arm: ArrayLike, against: ArrayLike, *, sd: ArrayLike, df: float, margin: float, alpha: float = 0.05, axis: int = -1
+    arm: ArrayLike, against: ArrayLike, *, sd: ArrayLike, df: float, margin: float, alpha: float = 0.05
 ) -> Comparison:
     """As `welch`, with the noise of other runs: `sd` of a baseline's repeats, times INFLATION, and its `df`.
 
     The only way to judge one or two seeds; valid if the arms are no noisier than that.  (..., seed) -> (...)
     """
-    a, b = (np.moveaxis(np.asarray(x, dtype=np.float64), axis, -1) for x in (arm, against))
+    a, b = (np.asarray(x, dtype=np.float64) for x in (arm, against))
     difference = _mean(a) - _mean(b)
     nothing = np.full(difference.shape, np.nan)
     size = INFLATION * np.asarray(sd, dtype=np.float64) * np.sqrt(1 / max(a.shape[-1], 1) + 1 / max(b.shape[-1], 1))

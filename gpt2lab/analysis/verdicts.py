@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy
@@ -146,9 +146,7 @@ class Terms:
     """whether other estimators are computed as well"""
 
 
-KEEP, DROP, EITHER, SEEDS, CONFIRM, FINISH, RATES, REPAIR, STOP = ACTIONS = (
-    "keep", "drop", "either", "add seeds", "confirm", "finish", "refine rates", "repair", "stop",
-)  # fmt: skip
+Action = Literal["keep", "drop", "either", "add seeds", "confirm", "finish", "refine rates", "repair", "stop"]
 """What to do after a verdict: take the arm over; leave it out; choose by cost; train more seeds; train anew on fresh
 seeds; train the runs that are missing; search its rate more finely; remove what bars a verdict; leave it open."""
 
@@ -157,11 +155,10 @@ seeds; train the runs that are missing; search its rate more finely; remove what
 class NextStep:
     """What a verdict suggests to do next, for programs and as a clause."""
 
-    action: str
-    """one of ACTIONS"""
+    action: Action
     text: str
     seeds: int | None = None
-    """seeds per arm, in all (SEEDS) or fresh ones (CONFIRM), where that is known"""
+    """seeds per arm, in all ("add seeds") or fresh ones ("confirm"), where that is known"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,22 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpt2lab.analysis.statistics import INFLATION
-from gpt2lab.analysis.verdicts import (
-    CONFIRM,
-    DROP,
-    EITHER,
-    FEWEST,
-    FINISH,
-    KEEP,
-    RATES,
-    REPAIR,
-    SEEDS,
-    STOP,
-    ArmResult,
-    Contrast,
-    NextStep,
-    Verdicts,
-)
+from gpt2lab.analysis.verdicts import FEWEST, Action, ArmResult, Contrast, NextStep, Verdicts
 from gpt2lab.basics.text import plural
 
 if TYPE_CHECKING:
@@ -145,54 +130,55 @@ def _more_seeds(case: ContrastCase, more: MissingSeeds) -> NextStep:
     coming, fewest = case.terms.coming, min(case.sizes)
     if more.seeds > MOST_MORE:
         text = f"not decidable here, it would take more than {MOST_MORE} further seeds per arm"
-        return NextStep(action=STOP, text=text)
+        return NextStep(action="stop", text=text)
     enough = fewest + more.seeds
     if coming is not None:
         at_look = next((n for n in coming if n >= enough), None)
         if at_look is None:
             start = "start again with" if coming else "confirm on"
-            return NextStep(action=CONFIRM, text=f"{start} about {enough} fresh seeds per arm", seeds=enough)
+            return NextStep(action="confirm", text=f"{start} about {enough} fresh seeds per arm", seeds=enough)
         enough = at_look
     text = f"need about {enough - fewest} more seeds per arm"
-    return NextStep(action=SEEDS, text=f"{text}, {AS_LARGE}" if more.as_large else text, seeds=enough)
+    return NextStep(action="add seeds", text=f"{text}, {AS_LARGE}" if more.as_large else text, seeds=enough)
 
 
-REMEDIES = {
-    CONFIRM: "declare it anew and train it on fresh seeds",
-    FINISH: "train the runs that are missing",
-    REPAIR: "remove the reason, or take it as a hint for a study of its own",
-    SEEDS: f"train {FEWEST} seeds per arm",
+REMEDIES: Mapping[Action, str] = {
+    "confirm": "declare it anew and train it on fresh seeds",
+    "finish": "train the runs that are missing",
+    "repair": "remove the reason, or take it as a hint for a study of its own",
+    "add seeds": f"train {FEWEST} seeds per arm",
 }
-"""Action -> what to do about an exploratory contrast."""
+"""What to do about an exploratory contrast."""
 
 
 def next_step(case: ContrastCase, decision: str, more: MissingSeeds) -> NextStep:
     """What to do after a verdict. decision, more: as `claim` takes them."""
     status, x, arm = case.eligibility, f"{case.terms.smallest_effect:g} {case.terms.unit}", case.declared.arm
     if status.not_comparable:
-        return NextStep(action=REPAIR, text=f"make the arms comparable: {status.not_comparable}")
+        return NextStep(action="repair", text=f"make the arms comparable: {status.not_comparable}")
     if status.unstable and not status.conditional:
-        return NextStep(action=REPAIR, text=f"find out why runs of {status.where} failed")
-    if status.exploratory:
-        seeds = FEWEST if status.remedy == SEEDS else None
+        return NextStep(action="repair", text=f"find out why runs of {status.where} failed")
+    if status.remedy:
+        seeds = FEWEST if status.remedy == "add seeds" else None
         return NextStep(action=status.remedy, text=REMEDIES[status.remedy], seeds=seeds)
     direction, _, smaller = decision.partition(" ")
     if direction in ("better", "worse") and status.borrow:
-        return NextStep(action=SEEDS, text=f"train {FEWEST} seeds per arm, which need no borrowed noise", seeds=FEWEST)
+        text = f"train {FEWEST} seeds per arm, which need no borrowed noise"
+        return NextStep(action="add seeds", text=text, seeds=FEWEST)
     if smaller or decision == "no difference":
-        return NextStep(action=EITHER, text=f"choose by cost or simplicity, the difference is below {x}")
+        return NextStep(action="either", text=f"choose by cost or simplicity, the difference is below {x}")
     if decision == "search open":
-        return NextStep(action=RATES, text="try rates between the best one and its neighbours")
+        return NextStep(action="refine rates", text="try rates between the best one and its neighbours")
     if decision == "inconclusive":
         step = _more_seeds(case, more)
-        enough = step.action == SEEDS and f"train {step.seeds} seeds per arm"
+        enough = step.action == "add seeds" and f"train {step.seeds} seeds per arm"
         return replace(step, text=enough or step.text)
-    known = decision in ("better", "worse")
-    part = arm.removeprefix("without ")  # as leave-one-out designs name their arms
-    drop = f"leave {arm} out" if part == arm else f"keep {part}"
-    texts = {KEEP: f"keep {arm}, and test it at the next scale", DROP: drop}
-    action = {"better": KEEP, "worse": DROP}.get(decision, STOP)
-    return NextStep(action=action, text=texts[action] if known else "leave it open")
+    if decision == "better":
+        return NextStep(action="keep", text=f"keep {arm}, and test it at the next scale")
+    if decision == "worse":
+        part = arm.removeprefix("without ")  # as leave-one-out designs name their arms
+        return NextStep(action="drop", text=f"leave {arm} out" if part == arm else f"keep {part}")
+    return NextStep(action="stop", text="leave it open")
 
 
 def sentence(case: ContrastCase, word: str, claimed: str) -> str:
