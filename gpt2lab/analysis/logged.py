@@ -164,29 +164,16 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 def _fields(message: bytes) -> dict[int, list[Any]]:
     """Number -> values of a protocol buffer's fields: integers, or bytes of texts and nested messages."""
+    from google.protobuf.empty_pb2 import Empty  # a message without fields of its own, so that all are unknown
+    from google.protobuf.message import DecodeError
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
     fields: dict[int, list[Any]] = {}
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        result = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            result |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return result
-
-    while at < len(message):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            value: Any = varint()
-        else:
-            size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-            value = message[at : at + size]
-            at += size
-        fields.setdefault(number, []).append(value)
+    try:
+        for field in UnknownFieldSet(Empty.FromString(message)):
+            fields.setdefault(field.field_number, []).append(field.data)
+    except DecodeError as error:
+        raise ValueError(str(error)) from None
     return fields
 
 

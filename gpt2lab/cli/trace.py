@@ -105,7 +105,7 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
 
     from gpt2lab.basics.progress import console_for
     from gpt2lab.basics.text import number, shorten
-    from gpt2lab.inspection.lens import shown
+    from gpt2lab.evaluation.windows import shown
 
     def piece(token: str) -> str:
         return shorten(shown(token), PIECE)

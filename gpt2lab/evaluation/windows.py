@@ -35,7 +35,6 @@ COUNTED_TOKENS, STRETCH = 1 << 24, 1 << 18
 """Most training tokens that are counted, and the size of stretches; enough for frequency ranks."""
 
 EXAMPLES = 3
-VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥"})
 
 
 class Window(NamedTuple):
@@ -156,6 +155,11 @@ def divided(tokens: TokenSequence, separator: int) -> NDArray[np.int64] | None:
     return starts if len(starts) > 1 else None
 
 
+def shown(token: str) -> str:
+    """The text of a token with its white space visible."""
+    return clean(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")) or "·"
+
+
 # --- loss by parts ---
 
 
@@ -207,8 +211,8 @@ class Parts:
                 "targets": [count for _, count in means.values()],
             }
             if division.examples:
-                shown = dict(zip(division.groups, division.examples, strict=True))
-                parts[name]["examples"] = [shown[group] for group in means]
+                examples = dict(zip(division.groups, division.examples, strict=True))
+                parts[name]["examples"] = [examples[group] for group in means]
         return {"key": key, "parts": parts}
 
 
@@ -216,7 +220,8 @@ def divisions(data: Prepared, longest: int) -> list[Division]:
     """The divisions of a final evaluation: by position within `longest` tokens, by frequency, and, for more than one,
     by document."""
     starts, names = named_documents(data)
-    divisions = [by_position(longest), by_frequency(token_counts(data.train, data.vocab_size), text=text_of(data))]
+    counts = token_counts(data.train, data.vocab_size)
+    divisions = [by_position(longest), by_frequency(counts, text=lambda token: shown(data.tokenizer.decode([token])))]
     return [*divisions, by_document(starts, names, len(data.validation))] if len(starts) > 1 else divisions
 
 
@@ -317,8 +322,3 @@ def named_documents(data: Prepared) -> tuple[Ids, list[str]]:
         return starts, [f"document {number}" for number in range(1, len(starts) + 1)]
     times = Counter(listed)
     return starts, [name if times[name] == 1 else f"{name} ({place})" for place, name in enumerate(listed, start=1)]
-
-
-def text_of(data: Prepared) -> Callable[[int], str]:
-    """A token as text on one line, with visible white space."""
-    return lambda token: clean(data.tokenizer.decode([token]).translate(VISIBLE))

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2lab.basics.text import clean
 from gpt2lab.components.attend import score_map
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import Scores
@@ -92,11 +91,6 @@ class Reading:
         lens = [[[vars(guess) for guess in guesses] for guesses in depth] for depth in self.guesses]
         actual = [list(probabilities) for probabilities in self.actual]
         return {"tokens": list(self.tokens), "attention": heads, "lens": lens, "actual": actual, "losses": self.losses}
-
-
-def shown(token: str) -> str:
-    """The text of a token with its white space visible."""
-    return clean(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")) or "·"
 
 
 class Watch:

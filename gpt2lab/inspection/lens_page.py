@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
-import struct
-import zlib
 from base64 import b64encode
 from html import escape
 
+from PIL import Image
 from torch import Tensor
 
-from gpt2lab.inspection.lens import Head, Reading, shown
+from gpt2lab.evaluation.windows import shown
+from gpt2lab.inspection.lens import Head, Reading
 
 STYLE = """
 :root { color-scheme: light dark; --ink: 48 112 224; --line: #8886 }
@@ -127,13 +128,8 @@ def token(piece: str) -> str:
 
 def png(weights: Tensor) -> bytes:
     """Weights (T, T) from 0 to 1 as an image of one colour, opaque for 1."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    levels = (weights.clamp(0, 1) * 255).round().byte()
-    rows = b"".join(b"\0" + bytes(row.tolist()) for row in levels)  # 0: no filter
-    head = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 8, 3, 0, 0, 0)
-    parts = ((b"IHDR", head), (b"PLTE", bytes(COLOUR) * 256), (b"tRNS", bytes(range(256))),
-             (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))  # fmt: skip
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    image = Image.fromarray((weights.clamp(0, 1) * 255).round().byte().numpy())
+    image.putpalette(COLOUR * 256)
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes(range(256)))
+    return file.getvalue()
