@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
@@ -149,9 +149,8 @@ def _near(search: RateSearch, sd: float) -> tuple[Array, Array]:
     order = np.argsort(search.tried)
     at, losses = np.asarray(search.tried)[order], np.asarray(search.losses)[order]
     confused = np.flatnonzero(losses <= losses.min() + CONFUSED * sd)
-    neighbours = np.flatnonzero(
-        np.isin(at, [*_last(at[at < search.chosen]), search.chosen, *_first(at[at > search.chosen])])
-    )
+    below, above = np.unique(at[at < search.chosen]), np.unique(at[at > search.chosen])
+    neighbours = np.flatnonzero(np.isin(at, [*below[-NEIGHBOURS:], search.chosen, *above[:NEIGHBOURS]]))
     first, last = min(confused[0], neighbours[0]), max(confused[-1], neighbours[-1])
     return at[first : last + 1], losses[first : last + 1]
 
@@ -166,11 +165,3 @@ def _ends(search: RateSearch, fitted: Array) -> tuple[float, float]:
         low if any(below < at < low for at in search.tried) else below,
         high if any(high < at < above for at in search.tried) else above,
     )
-
-
-def _last(values: ArrayLike) -> Array:
-    return np.unique(values)[-NEIGHBOURS:]
-
-
-def _first(values: ArrayLike) -> Array:
-    return np.unique(values)[:NEIGHBOURS]

@@ -238,46 +238,38 @@ def _reasons(x: Any) -> bool:
     return x is None or reasons
 
 
-_COLUMN = ("the name of a column is expected", _optional(str))
-_REASONS = ("a reason for each arm, as {'rotary': 'other data'}, is expected", _reasons)
-_BY_PAIR = ("a mapping from (arm, against) is expected", _optional(Mapping))
-_FLAG = ("True or False is expected", lambda x: isinstance(x, bool))
+_FLAGS = ("extendable", "screen", "force_exploratory", "sensitivity", "at_shared_rate")
 KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "baseline": ("the name of an arm is expected", lambda x: isinstance(x, str)),
     "smallest_effect": ("a positive difference is expected", lambda x: _number(x) and x > 0),
     "alpha": ("a level between 0 and 0.5 is expected", lambda x: _number(x) and 0 < x < 0.5),
     "metric": ("a name is expected", _optional(str)),
-    "arm": _COLUMN,
-    "seed": _COLUMN,
-    "value": _COLUMN,
+    **dict.fromkeys(("arm", "seed", "value"), ("the name of a column is expected", _optional(str))),
     "unigram": ("a loss in nats is expected", lambda x: x is None or _number(x)),
     "noise": ("a Noise is expected", _optional(Noise)),
-    "exploratory": _REASONS,
-    "not_comparable": _REASONS,
+    **dict.fromkeys(
+        ("exploratory", "not_comparable"),
+        ("a reason for each arm, as {'rotary': 'other data'}, is expected", _reasons),
+    ),
     "looks": (f"rising numbers of seeds are expected, from {FEWEST} on", _looks),
-    "extendable": _FLAG,
+    **dict.fromkeys(_FLAGS, ("True or False is expected", lambda x: isinstance(x, bool))),
     "baseline_seeds": ("a number of seeds is expected", lambda x: x is None or (_count(x) and x > 0)),
     "dropped": ("a number of contrasts is expected", lambda x: _count(x) and x >= 0),
-    "unfair": _BY_PAIR,
-    "late": _BY_PAIR,
+    **dict.fromkeys(("unfair", "late", "text"), ("a mapping from (arm, against) is expected", _optional(Mapping))),
     "searches": ("a mapping from arms is expected", _optional(Mapping)),
-    "text": _BY_PAIR,
-    "screen": _FLAG,
-    "force_exploratory": _FLAG,
-    "sensitivity": _FLAG,
-    "at_shared_rate": _FLAG,
     "higher_is_better": ("True or False is expected", _optional(bool)),
     "scope": ("text is expected", lambda x: isinstance(x, str)),
-    "caveat": ("text is expected", _optional(str)),
-    "unit": ("text is expected", _optional(str)),
+    **dict.fromkeys(("caveat", "unit"), ("text is expected", _optional(str))),
 }
 """Argument -> the expectation as a message, and its test."""
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError with every argument that is not as expected."""
-    invalid = [(name, expectation) for name, (expectation, fits) in KINDS.items() if not fits(arguments[name])]
-    if invalid:
-        raise ConfigError(
-            [Problem(name, f"{expectation}, not {arguments[name]!r:.60}") for name, expectation in invalid]
-        )
+    problems = [
+        Problem(name, f"{expectation}, not {arguments[name]!r:.60}")
+        for name, (expectation, fits) in KINDS.items()
+        if not fits(arguments[name])
+    ]
+    if problems:
+        raise ConfigError(problems)

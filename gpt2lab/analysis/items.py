@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import scipy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from gpt2lab.analysis.statistics import Comparison, holm, welch
 from gpt2lab.analysis.verdicts import FEWEST, as_json
 
-Array = NDArray[np.float64]
+ALPHA = 0.05
 SMALLEST = 1e-12
 """Levels below are not computed."""
 
@@ -124,7 +124,7 @@ class TaskContrast:
         verdict = self.word or f"exploratory ({self.reason})"
         n = f"n = {self.runs[0]}, {self.runs[1]}; " if "seeds" in self.halfwidths else ""
         parts = listed(f"±{width:.2g} by {name}" for name, width in self.halfwidths.items())
-        p = f", Holm p {probability(self.p_holm, 0.05)}" if self.word else ""
+        p = f", Holm p {probability(self.p_holm, ALPHA)}" if self.word else ""
         return (
             f"{self.task}, {self.arm} against {self.against}: {verdict}, {value} {interval(self.low, self.high)}{p} "
             f"({n}{self.questions:,} questions; {parts})"
@@ -138,7 +138,7 @@ WITHOUT_SEEDS = "one run each: training noise is not in the interval, and may be
 
 
 def judge_items(
-    family: Sequence[Scores], *, smallest_effect: float | None, alpha: float = 0.05, reasons: Sequence[str] = ()
+    family: Sequence[Scores], *, smallest_effect: float | None, reasons: Sequence[str] = ()
 ) -> list[TaskContrast]:
     """The contrasts in all measures as one family, higher scores being better.
 
@@ -150,7 +150,7 @@ def judge_items(
     compared = [over_items(a, b) for *_, a, b in family]
     p = holm([c.p() for c in compared])
     same = holm([c.p_equivalence(smallest_effect) if smallest_effect else 1.0 for c in compared])
-    level, judged = alpha / max(1, len(compared)), []
+    level, judged = ALPHA / max(1, len(compared)), []
     for i, ((task, arm, against, a, b), found) in enumerate(zip(family, compared, strict=True)):
         runs = len(np.atleast_2d(a)), len(np.atleast_2d(b))
         why = reasons[i] if reasons else ""
@@ -158,7 +158,7 @@ def judge_items(
             why = why or (WITHOUT_SEEDS if min(runs) == 1 else f"fewer than {FEWEST} seeds")
         if math.isnan(p[i]):
             why = why or "no spread between runs or questions, hence no noise to judge by"
-        word = str(decide(found.difference, p[i], same[i], alpha=alpha, higher_is_better=True))
+        word = str(decide(found.difference, p[i], same[i], alpha=ALPHA, higher_is_better=True))
         x = f"{smallest_effect:g}" if smallest_effect else ""
         word = f"no difference larger than {x}" if word == "no difference" else word
         word = word.replace("(smaller)", f"(smaller than {x})")

@@ -29,7 +29,6 @@ from gpt2lab.analysis.statistics import (
     linear,
     no_spread,
     sensitivity,
-    welch,
 )
 from gpt2lab.analysis.verdicts import FEWEST, FEWEST_REPEATS, Action, ArmResult, Contrast, Declared, Terms
 from gpt2lab.basics.text import plural
@@ -68,17 +67,6 @@ def decide(
         ["", "better (smaller)", "worse (smaller)", "better", "worse", "no difference"],
         default="inconclusive",
     )
-
-
-def findings(
-    baseline: ArrayLike, arms: Sequence[ArrayLike], *, smallest_effect: float, alpha: float = 0.05
-) -> tuple[Family, NDArray[np.str_]]:
-    """Any number of studies at once: every arm (..., seed) against the baseline (..., seed), one family per study.
-
-    -> the family and the result of `decide`, both (..., contrast): what `compare` does where no run failed.
-    """
-    family = adjust([welch(arm, baseline, alpha=alpha, margin=smallest_effect) for arm in arms], alpha=alpha)
-    return family, decide(family.difference, family.p_holm, family.p_equivalence_holm, alpha=alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,5 +412,5 @@ def _exaggeration(case: ContrastCase, least: float) -> float | None:
     if not (at["p_holm"] < case.terms.alpha and abs(at["difference"]) < least):
         return None
     inflation = INFLATION if case.eligibility.borrow else None
-    factor = planning.exaggeration(1.0, case.sizes, case.weights, df=at["df"], alpha=case.level, inflation=inflation)
+    factor = planning.exaggeration(case.sizes, case.weights, df=at["df"], alpha=case.level, inflation=inflation)
     return factor if factor >= WORTH_A_NOTE else None

@@ -6,6 +6,7 @@ Effects are in units of the sd between seeds unless stated otherwise. Power is t
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -41,10 +42,10 @@ NODES = 400
 """Quadrature nodes per look."""
 
 
-def sd_upper(sd: ArrayLike, df: ArrayLike, *, confidence: float = UPPER) -> Array:
+def sd_upper(sd: ArrayLike, df: ArrayLike) -> Array:
     """The one-sided upper limit of a Gaussian sd that was estimated with `df` degrees of freedom (chi-square)."""
     df = np.asarray(df, dtype=np.float64)
-    return np.asarray(np.asarray(sd) * np.sqrt(df / (2 * scipy.special.gammaincinv(df / 2, 1 - confidence))))
+    return np.asarray(np.asarray(sd) * np.sqrt(df / (2 * scipy.special.gammaincinv(df / 2, 1 - UPPER))))
 
 
 def seeds_for_halfwidth(
@@ -63,25 +64,22 @@ def seeds_for_halfwidth(
         quantile = -float(scipy.special.stdtrit(df_per_seed * (n - 1), nominal / 2))
         return quantile * sd * math.sqrt(weight / n) <= halfwidth
 
-    return _smallest(fits, 2)
+    return _smallest(fits)
 
 
-def seeds_for_power(effect: float, *, alpha: float = 0.05, target_power: float = POWER) -> int:
-    """The smallest n per arm at which a difference of `effect` sd is found with the power `target_power`."""
+def seeds_for_power(effect: float, *, alpha: float = 0.05) -> int:
+    """The smallest n per arm at which a difference of `effect` sd is found with the power POWER."""
     if not effect > 0:
         raise ValueError(f"an effect of {effect} sd cannot be resolved by any number of seeds")
-    return _smallest(lambda n: power(effect, (n, n), alpha=alpha) >= target_power, 2)
+    return _smallest(lambda n: power(effect, (n, n), alpha=alpha) >= POWER)
 
 
-def _smallest(enough: Callable[[int], bool], least: int) -> int:
-    """The smallest n >= `least` that is enough, given that all larger ones are too."""
-    few, many = least - 1, least
-    while not enough(many):
-        few, many = many, 2 * many
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
+def _smallest(enough: Callable[[int], bool]) -> int:
+    """The smallest n from 2 on that is enough, given that all larger ones are too."""
+    most = 2
+    while not enough(most):
+        most *= 2
+    return bisect.bisect_left(range(most), True, lo=max(2, most // 2), key=enough)
 
 
 HOPELESS = 500.0
@@ -90,10 +88,9 @@ HOPELESS = 500.0
 
 @functools.lru_cache(maxsize=4096)
 def detectable(
-    sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, target_power: float = POWER,
-    df: float | None = None,
-) -> float:  # fmt: skip
-    """The true difference, in sd, that arms of these sizes detect with the power `target_power`; else infinity.
+    sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, alpha: float = 0.05, df: float | None = None
+) -> float:
+    """The true difference, in sd, that arms of these sizes detect with the power POWER; else infinity.
 
     df: degrees of freedom of a noise estimated from other runs; from the arms unless given.
     """
@@ -103,22 +100,22 @@ def detectable(
     quantile = -float(scipy.special.stdtrit(df or min(sizes) - 1, _nominal(alpha, sizes, df) / 2))
     if quantile > HOPELESS:
         return math.inf
-    # power .8 or .9 never needs more, and the noncentral t loses precision far beyond it
+    # this power never needs more, and the noncentral t loses precision far beyond it
     largest = scale * (2 * quantile + 5)
 
     def shortfall(effect: float) -> float:
         if df is None:
-            return power(effect, sizes, weights, alpha=alpha) - target_power
-        return 1 - float(scipy.special.nctdtr(df, effect / scale, quantile)) - target_power
+            return power(effect, sizes, weights, alpha=alpha) - POWER
+        return 1 - float(scipy.special.nctdtr(df, effect / scale, quantile)) - POWER
 
     return float(scipy.optimize.brentq(shortfall, 1e-9, largest, xtol=1e-4)) if shortfall(largest) > 0 else math.inf
 
 
 def exaggeration(
-    effect: float, sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, df: float, alpha: float = 0.05,
+    sizes: tuple[int, ...], weights: tuple[float, ...] = PAIR, *, df: float, alpha: float = 0.05,
     inflation: float | None = None,
 ) -> float:  # fmt: skip
-    """The mean factor by which a significant estimate is too large where the true effect is `effect` sd.
+    """The mean factor by which a significant estimate is too large where the true effect is one sd.
 
     The estimate is Gaussian, the squared standard error an independent chi-square with `df` degrees of freedom.
     inflation: factor on a noise estimated from other runs; None for the arms' noise.
@@ -129,11 +126,11 @@ def exaggeration(
     bar = -float(scipy.special.stdtrit(df, nominal / 2)) * se * (inflation or 1.0)
 
     def passing(x: float) -> float:
-        return float(_density((x - effect) / se) / se * scipy.special.chdtr(df, df * (x / bar) ** 2))
+        return float(_density((x - 1) / se) / se * scipy.special.chdtr(df, df * (x / bar) ** 2))
 
-    ends = (effect - 9 * se, effect + 9 * se)
+    ends = (1 - 9 * se, 1 + 9 * se)
     passed = scipy.integrate.quad(passing, *ends, limit=200)[0]
-    return float(scipy.integrate.quad(lambda x: abs(x) * passing(x), *ends, limit=200)[0] / passed / effect)
+    return float(scipy.integrate.quad(lambda x: abs(x) * passing(x), *ends, limit=200)[0] / passed)
 
 
 def _nominal(alpha: float, sizes: tuple[int, ...], df: float | None) -> float:

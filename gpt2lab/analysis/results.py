@@ -205,14 +205,16 @@ def judge_runs(
     rates = searches(study, store) if store else {}
     read = reading(study)
     column = "value" if read.continuous else study.metric
-    values = [(run.arm, run.seed, run.value) for run in runs] + _no_runs(study, runs)
+    started = {run.arm for run in runs}  # of the others tuning is not finished, or has failed
+    values = [(run.arm, run.seed, run.value) for run in runs]
+    values += [(arm, seed, None) for arm in study.arms if arm not in started for seed in study.seeds]
     return compare(
         [{"arm": arm, "seed": seed, column: value} for arm, seed, value in values],
         value=None if read.continuous else column,
         baseline=study.baseline,
         **_terms(study),
         contrasts=[c.plain() if isinstance(c, Effect) else c for c in study.contrasts],
-        unigram=_floor(study, "unigram"),
+        unigram=(_floors(study) or {}).get("unigram"),
         noise=noise_of(study),
         exploratory={**waiting, **undeclared, **declared},
         unfair=moving_rate(study),
@@ -403,7 +405,7 @@ def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> di
         return {}
     usable, key = by_arm(usable_runs(study, runs)), study.evaluation.key
     last = {arm: runs[-1] for arm, runs in usable.items()}
-    windows = {arm: _mean_windows([_windows(store, run, key) for run in runs]) for arm, runs in usable.items()}
+    windows = {arm: _mean_windows(store, runs, key) for arm, runs in usable.items()}
     noise = {}
     for pair in (contrast for contrast in study.contrasts if not isinstance(contrast, Effect)):
         a, b = windows.get(pair[0]), windows.get(pair[1])
@@ -420,18 +422,16 @@ def text_noise(study: StudyRecord, runs: Sequence[StudyRun], store: Store) -> di
     return noise
 
 
-def _mean_windows(windows: Sequence[Any]) -> Any:
-    """Those of one arm's runs, with the means of their losses; None unless all are there and of the same units."""
+def _mean_windows(store: Store, runs: Sequence[StudyRun], key: str) -> Any:
+    """The stored windows of the final evaluation of one arm's runs, with the means of their losses; None unless all are
+    there, undamaged and of the same units."""
+    try:
+        windows: list[Any] = [store.run(run.id).windows(key) for run in runs]
+    except DataFault:
+        return None
     if None in windows or any(run["units"] != windows[0]["units"] for run in windows):
         return None
     return {**windows[0], "losses": np.mean([run["losses"] for run in windows], axis=0)}
-
-
-def _windows(store: Store, run: StudyRun, key: str) -> Any:
-    """The stored windows of a run's final evaluation; None if missing or damaged."""
-    with contextlib.suppress(DataFault):
-        return store.run(run.id).windows(key)
-    return None
 
 
 def _still_looking(study: StudyRecord) -> str:
@@ -439,13 +439,6 @@ def _still_looking(study: StudyRecord) -> str:
     if study.tune and not all(entry.tuned and entry.tuned.over for entry in study.arms.values()):
         return SEARCHING
     return BRACKETING if study.bracketed else ""
-
-
-def _no_runs(study: StudyRecord, runs: Sequence[StudyRun]) -> list[tuple[str, int, float | None]]:
-    """Rows for arms without runs: tuning is not finished, or has failed."""
-    present = {run.arm for run in runs}
-    arms = [arm for arm in study.arms if arm not in present]
-    return [(arm, seed, None) for arm in arms for seed in study.seeds]
 
 
 def tuned_settings(study: StudyRecord) -> list[str]:
@@ -495,15 +488,14 @@ def _not_comparable(study: StudyRecord, runs: Sequence[StudyRun]) -> dict[str, s
     return reasons
 
 
-def _floor(study: StudyRecord, name: str) -> float | None:
-    """A floor of the study, if it is in the unit of the primary metric."""
-    floor: float | None = (study.floors or {}).get(name) if study.metric == LOSS else None
-    return floor
+def _floors(study: StudyRecord) -> dict[str, float] | None:
+    """The floors of the study, if they are in the unit of the primary metric."""
+    return study.floors if study.metric == LOSS else None
 
 
 def failure_ceiling(study: StudyRecord) -> float:
     """The final value from which on a run counts as failed; infinity where the study has no such floor."""
-    return failure_ceiling_of(study.floors if study.metric == LOSS else None)
+    return failure_ceiling_of(_floors(study))
 
 
 def smallest_effect(study: StudyRecord) -> float:

@@ -28,6 +28,8 @@ POINTS = 2001
 """Budgets at which the curve is compared with the target."""
 EXPONENTS = np.linspace(0, 4, 401)
 """Of the fitted laws; 0 is a straight line over the logarithm of the budget."""
+ALPHA = 0.05
+"""1 - the confidence of all intervals."""
 CONCAVE = 0.01
 """Level of the test of convexity."""
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
@@ -51,7 +53,7 @@ class Reach:
         return not (self.low > 1 or self.high < 1)
 
 
-def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float, *, alpha: float = 0.05) -> Reach:
+def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float) -> Reach:
     """The budget at which `curve` (budget -> final losses of its seeds) reaches `target`: a loss, or losses of seeds.
 
     With the baseline's curve over multiples of its budget and an arm's losses, it is the arm's compute multiplier; with
@@ -71,7 +73,7 @@ def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float, *, alpha:
     if any(len(values) < 2 for values in losses) or (len(goal) < 2 and np.ndim(target) > 0):
         return Reach(value=value, low=0.0, high=math.inf, reason=reason)
     x = np.union1d(np.linspace(logs[0], logs[-1], POINTS), logs)
-    low, high = _ends(x, possible(x, logs, losses, target, alpha=alpha), above=bool(goal.mean() > means[0]))
+    low, high = _ends(x, possible(x, logs, losses, target), above=bool(goal.mean() > means[0]))
     if math.isfinite(value):  # the fitted law may lie slightly outside the bounds where means are noisy
         low, high = min(low, value), max(high, value)
     return Reach(value=value, low=low, high=high, reason=reason)
@@ -100,14 +102,12 @@ def _by_law(logs: Array, means: Array, counts: Array, goal: float) -> float:
     return math.exp(log) if logs[0] - 1e-9 <= log <= logs[-1] + 1e-9 else math.nan
 
 
-def possible(
-    x: Array, logs: Array, losses: Sequence[ArrayLike], target: ArrayLike, *, alpha: float = 0.05
-) -> NDArray[np.bool_]:
+def possible(x: Array, logs: Array, losses: Sequence[ArrayLike], target: ArrayLike) -> NDArray[np.bool_]:
     """Whether the loss at the log budgets `x`, from the first to the last of `logs`, may equal the target's.
 
     losses: (..., seed) of each budget, two seeds or more; target: (..., seed), or a known number; x: (point,);
-    -> (..., point). A point is ruled out where the target is significantly above the chord (one-sided, alpha / 2), or
-    below one of two lower bounds (alpha / 4 each): lines through the next two budgets on either side and, where those
+    -> (..., point). A point is ruled out where the target is significantly above the chord (one-sided, ALPHA / 2), or
+    below one of two lower bounds (ALPHA / 4 each): lines through the next two budgets on either side and, where those
     end, the last budget's loss. Where the curve is significantly concave, the target must lie between the losses of the
     two budgets around the point.
     """
@@ -123,11 +123,11 @@ def possible(
     right = np.where((at < last)[:, None], _line(x, logs, np.minimum(at + 1, last)), unit[-1])
     right = np.where((x <= logs[0])[:, None], unit[0], right)  # at a budget itself its loss is the bound
     left = np.where((at > 0)[:, None], _line(x, logs, np.maximum(at - 1, 0)), right)
-    share = np.where(at > 0, alpha / 4, alpha / 2)  # below the second budget, both bounds are one
-    too_high = means.positive(-_line(x, logs, at), 1, alpha / 2)
+    share = np.where(at > 0, ALPHA / 4, ALPHA / 2)  # below the second budget, both bounds are one
+    too_high = means.positive(-_line(x, logs, at), 1, ALPHA / 2)
     convex = ~(too_high | means.positive(left, -1, share) | means.positive(right, -1, share))
     bent = means.positive(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
-    ordered = ~(means.positive(-unit[at], 1, alpha / 2) | means.positive(unit[at + 1], -1, alpha / 2))
+    ordered = ~(means.positive(-unit[at], 1, ALPHA / 2) | means.positive(unit[at + 1], -1, ALPHA / 2))
     return np.where(bent.any(-1, keepdims=True), ordered, convex)
 
 
@@ -213,9 +213,8 @@ class Agreement:
 
 
 def agreement(
-    early: Mapping[str, Mapping[str, float]], final: Mapping[str, Mapping[str, float]], fraction: float,
-    *, alpha: float = 0.05,
-) -> Agreement | None:  # fmt: skip
+    early: Mapping[str, Mapping[str, float]], final: Mapping[str, Mapping[str, float]], fraction: float
+) -> Agreement | None:
     """From arm -> seed -> loss at a fraction of training and at its end; None with fewer than three arms.
 
     The interval is that of `tau_bounds`; NaN with one seed.
@@ -233,23 +232,23 @@ def agreement(
     low = high = math.nan
     if seeds >= 2 and math.isfinite(tau):
         before, after = ([values[:, at] for values in pairs] for at in (0, 1))
-        low, high = (float(end) for end in tau_bounds(before, after, alpha=alpha))
+        low, high = (float(end) for end in tau_bounds(before, after))
     return Agreement(fraction=fraction, tau=tau, low=low, high=high, arms=len(pairs), seeds=seeds)
 
 
-def tau_bounds(early: Sequence[ArrayLike], final: Sequence[ArrayLike], *, alpha: float = 0.05) -> tuple[Array, Array]:
+def tau_bounds(early: Sequence[ArrayLike], final: Sequence[ArrayLike]) -> tuple[Array, Array]:
     """Bounds of Kendall's tau of the arms' true means, from the pairs of arms whose order is known.
 
     One (..., seed) for each arm, two seeds or more; -> (...), (...). An order is known where Welch's interval of the
     difference excludes zero. A pair agrees or disagrees where its order is known at both points, and otherwise counts
     as either, as does a pair of equal arms.
 
-    With m pairs the intervals have level 1 - 2 alpha / m. A pair is misclassified only if one of its two differences
-    gets the wrong sign, through one end of its interval: with probability alpha / m at most. So all pairs are right
-    together with probability 1 - alpha (Bonferroni), provided that the early and final losses of a seed are not
+    With m pairs the intervals have level 1 - 2 ALPHA / m. A pair is misclassified only if one of its two differences
+    gets the wrong sign, through one end of its interval: with probability ALPHA / m at most. So all pairs are right
+    together with probability 1 - ALPHA (Bonferroni), provided that the early and final losses of a seed are not
     negatively correlated.
     """
-    level = 2 * alpha / math.comb(len(early), 2)
+    level = 2 * ALPHA / math.comb(len(early), 2)
     signs = _order(early, level) * _order(final, level)  # (..., pair): 1 the same, -1 reversed, 0 open
     return np.asarray(np.where(signs > 0, 1, -1).mean(-1)), np.asarray(np.where(signs < 0, -1, 1).mean(-1))
 

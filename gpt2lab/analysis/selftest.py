@@ -218,8 +218,12 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 def judged(arms: Sequence[Array]) -> tuple[statistics.Family, Words]:
-    """The family and decisions of studies whose first arm is the baseline.  -> (draws, contrast) each"""
-    return judging.findings(arms[0], arms[1:], smallest_effect=X, alpha=ALPHA)
+    """The family and decisions of studies whose first arm is the baseline, as of `compare` where no run failed.
+
+    (draws, seed) each -> (draws, contrast) each
+    """
+    family = statistics.adjust([welch(arm, arms[0], alpha=ALPHA, margin=X) for arm in arms[1:]], alpha=ALPHA)
+    return family, judging.decide(family.difference, family.p_holm, family.p_equivalence_holm, alpha=ALPHA)
 
 
 def differs(decisions: Words) -> Flags:

@@ -115,7 +115,7 @@ class Declared:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What was declared before looking: see `compare`, whose arguments these are."""
+    """What was declared before looking: arguments of `compare`, unless stated otherwise."""
 
     smallest_effect: float
     alpha: float = 0.05
@@ -125,25 +125,18 @@ class Terms:
     exploratory: Mapping[str, str] = field(default_factory=dict)
     not_comparable: Mapping[str, str] = field(default_factory=dict)
     unfair: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(arm, against) -> why that contrast alone is exploratory"""
     late: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(arm, against) -> why that contrast is not even tested"""
     dropped: int = 0
-    """contrasts that were declared earlier and are no longer compared"""
     searches: Mapping[str, RateSearch] = field(default_factory=dict)
-    """arm -> the search that its learning rate is from"""
     text: Mapping[tuple[str, str], TextNoise] = field(default_factory=dict)
-    """(arm, against) -> how far the difference depends on the validation text"""
     coming: Sequence[int] | None = None
     """seeds per arm at which open contrasts are judged again; None where any number may be added"""
     force_exploratory: bool = False
-    """whether runs of unequal length are reported as exploratory"""
     screen: bool = False
     scope: Sequence[str] = ()
     look: str = ""
     """which of several looks this is, for the verdict"""
     sensitivity: bool = True
-    """whether other estimators are computed as well"""
 
 
 Action = Literal["keep", "drop", "either", "add seeds", "confirm", "finish", "refine rates", "repair", "stop"]

@@ -71,7 +71,7 @@ def test_exaggeration_is_what_simulation_shows(n: int, inflation: float | None) 
     errors = se * np.sqrt(rng.chisquare(df, 400_000) / df) * (inflation or 1)
     level = 0.05 if inflation else float(nominal_level(0.05, (n, n)))
     passed = np.abs(estimates) > stats.t.isf(level / 2, df) * errors
-    shown = planning.exaggeration(1.0, (n, n), df=df, inflation=inflation)
+    shown = planning.exaggeration((n, n), df=df, inflation=inflation)
     assert shown == pytest.approx(np.abs(estimates[passed]).mean(), rel=0.02)
 
 

@@ -60,12 +60,12 @@ def test_every_part_accepts_the_right_method_and_flags_the_wrong_ones(part: str)
 
 
 def patched_welch(monkeypatch: pytest.MonkeyPatch, change: Callable[[Comparison, Array, Array], Comparison]) -> None:
-    """Another estimator for `findings`; `compare` keeps the right one."""
+    """Another estimator for many studies at once; `compare` keeps the right one."""
 
     def estimator(arm: ArrayLike, against: ArrayLike, **terms: Any) -> Comparison:
         return change(welch(arm, against, **terms), np.asarray(arm), np.asarray(against))
 
-    monkeypatch.setattr(judging, "welch", estimator)
+    monkeypatch.setattr(selftest, "welch", estimator)
 
 
 def pooled(right: Comparison, arm: Array, against: Array) -> Comparison:
@@ -95,7 +95,7 @@ def unadjusted(comparisons: Any, **terms: Any) -> statistics.Family:
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("where", "name", "wrong", "part", "check"), [
-    (judging, "adjust", unadjusted, "rates", "all null: no difference larger than X"),
+    (statistics, "adjust", unadjusted, "rates", "all null: no difference larger than X"),
     (planning, "declared_looks", lambda at, alpha: [Look(n, alpha) for n in (3, 5, 8)], "looks",
      "looks at n = 3, 5, 8, noise 1:4, 1 arm, all null: any better/worse"),
     (statistics, "adjust", lambda tests, **terms: adjust(tests, **terms | {"dropped": 0}), "looks",
