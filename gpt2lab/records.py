@@ -534,15 +534,23 @@ def page_folder(out: str | Path, name: str) -> Path:
     return Path(out) / name.replace(NUMBERED, "~")
 
 
+def labelled_runs(arms: Mapping[str, ArmRecord]) -> Iterator[tuple[str, str, str]]:
+    """(arm, seed, run id) of every run of a study. The seed has, as text behind it, the learning rate's or budget's
+    multiple for runs that are there to find a rate or a curve, and `shared` for those at the settings as written of an
+    arm that was tuned."""
+    for name, arm in arms.items():
+        yield from ((name, seed, run) for seed, run in arm.runs.items())
+        for trial in arm.bracket.trials if arm.bracket else ():
+            yield name, f"{trial.seed} lr x{trial.factor:g}", trial.run
+        shared = arm.shared.runs if arm.shared else {}
+        yield from ((name, f"{seed} shared", run) for seed, run in shared.items() if run != arm.runs.get(seed))
+        for point in arm.curve:
+            yield from ((name, f"{seed} {point.budget:g}x", run) for seed, run in point.runs.items())
+
+
 def run_ids(record: StudyRecord | SweepRecord) -> list[str]:
     """Every run that a record names, once: those that are judged, tried and measured on the way."""
     if isinstance(record, SweepRecord):
         trials = [trial for search in record.searches.values() for trial in search.trials]
         return list(dict.fromkeys(run for trial in trials for run in trial.runs.values()))
-    named: list[str] = []
-    for arm in record.arms.values():
-        named += arm.runs.values()
-        named += [trial.run for trial in arm.bracket.trials] if arm.bracket else []
-        named += arm.shared.runs.values() if arm.shared else ()
-        named += [run for point in arm.curve for run in point.runs.values()]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(run for _, _, run in labelled_runs(record.arms)))

@@ -16,7 +16,7 @@ import yaml
 
 from gpt2lab.basics.text import damage_text
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, unknown
-from gpt2lab.records import SINGLE, StudyRecord, SweepRecord
+from gpt2lab.records import SINGLE, StudyRecord, SweepRecord, labelled_runs
 from gpt2lab.schema import flatten
 from gpt2lab.store import RunFolder, Store, read_json, write_json
 from gpt2lab.store.files import sha256
@@ -67,16 +67,13 @@ def uses(store: Store, on_damage: Callable[[DataFault], None]) -> dict[str, list
 
 def _of_study(record: StudyRecord) -> Iterator[tuple[str, Use]]:
     shared = dict(_settings(record.reproduce)) if record.design != SINGLE else {}
-    for name, arm in record.arms.items():
+    seeds: dict[tuple[str, str], str] = {}
+    for name, seed, run in labelled_runs(record.arms):
+        seeds.setdefault((name, run), seed)
+    for (name, run), seed in seeds.items():
         label = dict(item.split("=", 1) for item in name.split() if "=" in item) if record.design == SINGLE else {}
-        changes = {**shared, **label, **arm.changes}
-        labelled = {run: seed for seed, run in arm.runs.items()}
-        trials = arm.bracket.trials if arm.bracket else ()
-        labelled = {trial.run: f"{trial.seed} lr x{trial.factor:g}" for trial in trials} | labelled
-        labelled = {run: f"{seed} shared" for seed, run in (arm.shared.runs if arm.shared else {}).items()} | labelled
-        curve = {run: f"{seed} {point.budget:g}x" for point in arm.curve for seed, run in point.runs.items()}
-        for run, seed in (curve | labelled).items():
-            yield run, Use(record.name, name, seed, changes, arm.components)
+        arm = record.arms[name]
+        yield run, Use(record.name, name, seed, {**shared, **label, **arm.changes}, arm.components)
 
 
 def _of_sweep(record: SweepRecord) -> Iterator[tuple[str, Use]]:

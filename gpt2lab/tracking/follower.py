@@ -24,7 +24,7 @@ from typing import Any
 
 from gpt2lab.basics.redaction import masked
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Gpt2labError, unknown
-from gpt2lab.records import SweepRecord, TrialRecord
+from gpt2lab.records import ArmRecord, SweepRecord, TrialRecord, labelled_runs
 from gpt2lab.store import Row, RunFolder, Status, Store, file_lock, now, read_bytes, read_json, to_json, write_json
 from gpt2lab.store.files import sha256
 from gpt2lab.tracking import MetricPoint, RunGone, TrackedRun, Tracker, milliseconds, started_ms
@@ -458,19 +458,14 @@ def _log_trace(error: Exception) -> None:
 
 
 def runs_of(store: Store, study: Record) -> list[tuple[str, str, RunFolder]]:
-    """(arm, seed, run) of every run of a study, seed-major as they are trained. The seed has, as text behind it, the
-    learning rate's or budget's multiple for runs that are there to find a rate or a curve, and `shared` for those at
-    the settings as written of an arm that was tuned."""
-    order = []
-    for arm, entry in study["arms"].items():
-        trials = (entry.get("bracket") or {}).get("trials", [])
-        order += [(-1.0, arm, f"{t['seed']} lr x{t['factor']:g}", t["run"]) for t in trials]
-        order += [(float(seed), arm, seed, run) for seed, run in entry["runs"].items()]
-        shared = (entry.get("shared") or {}).get("runs", {})
-        order += [(float(s), arm, f"{s} shared", run) for s, run in shared.items() if run != entry["runs"].get(s)]
-        for point in entry.get("curve", []):
-            order += [(float(s), arm, f"{s} {point['budget']:g}x", run) for s, run in point["runs"].items()]
-    return [(arm, seed, store.run(run)) for _, arm, seed, run in sorted(order, key=lambda item: item[0])]
+    """(arm, seed, run) of every run of a study as `labelled_runs` has them, seed-major as they are trained."""
+    arms = {name: ArmRecord.read(entry, str(study["name"])) for name, entry in study["arms"].items()}
+
+    def place(labelled: tuple[str, str, str]) -> float:
+        seed, _, text = labelled[1].partition(" ")
+        return -1.0 if text.startswith("lr") else float(seed)
+
+    return [(arm, seed, store.run(run)) for arm, seed, run in sorted(labelled_runs(arms), key=place)]
 
 
 def as_study(sweep: SweepRecord) -> dict[str, Any]:
