@@ -111,12 +111,9 @@ def memory(count: int | None) -> str:
     """Bytes in binary units."""
     if count is None:
         return DASH
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+    power = min(3, max(0, int(count).bit_length() - 1) // 10)
+    value, unit = count / 1024**power, ("B", "KiB", "MiB", "GiB")[power]
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
 
 
 def change(value: float | None, baseline: float | None) -> str:

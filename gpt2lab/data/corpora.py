@@ -14,20 +14,6 @@ from gpt2lab.data.files import Progress, canonical_sha256
 from gpt2lab.errors import ConfigError
 from gpt2lab.registry import Misfit, Slot
 
-__all__ = [
-    "SPLITS",
-    "Corpus",
-    "Document",
-    "Place",
-    "Several",
-    "SplitName",
-    "Stream",
-    "TextPass",
-    "canonical_sha256",
-    "check_paths",
-    "corpus",
-]
-
 corpus = Slot("data.corpus", "where the text comes from", default="shakespeare")
 Place = Any
 """Position at which reading continues, as plain JSON; None is the start."""

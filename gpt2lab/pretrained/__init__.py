@@ -1,5 +1,5 @@
 """Weights in and out: GPT-2 in Hugging Face's layout and nanoGPT's checkpoints (huggingface.py), gpt2lab's layout
-for any assembly (native.py), and `open_trained` (load.py), which takes whatever names a model, runs included."""
+for any assembly (native.py), and weights that a training starts from (origin.py)."""
 
 from gpt2lab.pretrained.files import fetched, is_hub_name
 from gpt2lab.pretrained.huggingface import (

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gpt2lab.data.rows import first_line
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Problem, command
 from gpt2lab.store import disk_fault, make_folder, publish_folder, read_json, temporary_beside
 from gpt2lab.training.checkpoints import os_error
@@ -79,7 +80,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
-            raise DataFault(f"cannot be read: {_line(error)}", where=str(file)) from error
+            raise DataFault(f"cannot be read: {first_line(error)}", where=str(file)) from error
     weights = unpickled(file)
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataFault("a mapping of names to tensors is expected", where=str(file))
@@ -148,10 +149,6 @@ def on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
 
 
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
-
-
 def fetched(name: str) -> Path:
     """The folder in the hub's cache with config and weights of `name`, fetched if necessary.
 
@@ -187,7 +184,7 @@ def fetched(name: str) -> Path:
     except RepositoryNotFoundError:
         raise ConfigError("neither here nor on the hub", where=where, hint="the name of a folder") from None
     except Exception as error:  # of the network, through several libraries
-        raise EnvironmentFault(f"the hub cannot be read: {_line(error)}", where=where, hint=hint) from error
+        raise EnvironmentFault(f"the hub cannot be read: {first_line(error)}", where=where, hint=hint) from error
     if offline:
         raise EnvironmentFault(
             "the hub cannot be read: it does not answer, and its cache does not hold this", where=where, hint=hint

@@ -136,15 +136,29 @@ def refuse_link(folder: Path) -> None:
         raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder), hint=hint)
 
 
+class _Inside:
+    """A path in a run's folder."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __get__(self, run: RunFolder, _: type[RunFolder]) -> Path:
+        return run.path / self.place
+
+
 class RunFolder:
     """The files of one run. Reading needs no lock; the process that trains holds `lock()`."""
 
+    metrics, checkpoints, replay = _Inside("metrics.jsonl"), _Inside("checkpoints"), _Inside("replay")
+    _evaluations, _windows = _Inside("evaluations"), _Inside("evaluations/windows")
+    _parts = _Inside("evaluations/parts")
+
     def __init__(self, path: Path) -> None:
         self.path, self.id = path, path.name
-        self.metrics, self.checkpoints, self.replay = path / "metrics.jsonl", path / "checkpoints", path / "replay"
-        self._evaluations = path / "evaluations"
-        self._windows, self._parts = self._evaluations / "windows", self._evaluations / "parts"
-        self._folders = path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.path, self.checkpoints, self.replay, self._evaluations, self._windows, self._parts
 
     def status(self) -> Status:
         """`running` means that some process holds the lock now; `partial`, that there is something to continue;
