@@ -35,7 +35,7 @@ from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, TrialRec
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, styles_of
 from gpt2lab.reports.tables import Cell, Table, tabulate
-from gpt2lab.store import Row, Store
+from gpt2lab.store import Store
 
 Result = TypeVar("Result")
 FINISHED, PRUNED, DIVERGED, FAILED = "finished", "pruned", "diverged", "failed"
@@ -75,18 +75,6 @@ class Summary:
     """mean over the runs that did not fail; NaN where they were not measured beside the loss"""
     span: tuple[float, float] | None = None
     """when its first run began and its last one ended, in seconds of Unix time"""
-
-
-Take = Callable[["StudyRead", StudyRun, Sequence[Row]], Any]
-Taken = TypeVar("Taken", bound=Take)
-JOURNALS: list[Take] = []
-"""What sections take from the journal of each run, which is read once for all of them."""
-
-
-def of_journal(take: Taken) -> Taken:
-    """Register a function of a study, one of its runs, and the rows of its journal; see `StudyRead.from_journals`."""
-    JOURNALS.append(take)
-    return take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +129,6 @@ class StudyRead(Once):
         """The runs that have a final value and did not fail."""
         return self.once(_usable)
 
-    def from_journals(self, take: Take) -> list[Any]:
-        """What `take` makes of each run, in the order of `runs`; the DataFault where its journal is damaged."""
-        if take not in self.cache:
-            due = [other for other in JOURNALS if other not in self.cache]
-            self.cache.update({other: [] for other in due})
-            for run in self.runs:
-                rows = _journal_of(run, self.store)
-                for other in due:
-                    made = rows if isinstance(rows, DataFault) else other(self, run, rows)
-                    self.cache[other].append(made)
-        return list(self.cache[take])
-
     def arm_table(
         self, cells: Callable[[Summary], Mapping[str, Cell | str | None]], arms: Collection[str] | None = None
     ) -> Table | None:
@@ -168,13 +144,6 @@ class StudyRead(Once):
 
 def _usable(read: StudyRead) -> list[StudyRun]:
     return usable_runs(read.study, read.runs)
-
-
-def _journal_of(run: StudyRun, store: Store) -> list[Row] | DataFault:
-    try:
-        return store.run(run.id).rows() if run.status != "absent" else []
-    except DataFault as fault:  # one damaged file must not cost the others their curves
-        return fault
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:

@@ -202,7 +202,7 @@ def test_the_order_of_arms_during_training_against_the_end(make_study: MakeStudy
     means = {"learned": 2.15, "rotary": 1.89, "none": 2.4, "alibi": 2.0}
     make_study(means)
     read = read_study("posenc", tmp_path / "runs")
-    found, drawn, runs = horizon(read), read.once(curves).by_run, read.runs
+    found, drawn, runs = horizon(read), read.once(curves), read.runs
     assert [one.fraction for one in found] == [0.1, 0.25, 0.5, 0.75]
     for one in found:
         early = [np.mean([loss_at(drawn[r.id], one.fraction) for r in runs if r.arm == arm]) for arm in means]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +24,12 @@ from gpt2lab.analysis.results import (
 )
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, clean, number, shorten, signed
-from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead, of_journal
+from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.sections.health import health
 from gpt2lab.reports.style import ArmStyle, Curve, Curves
 from gpt2lab.reports.tables import Cell, difference_cell, p_text, tabulate, verdict_cell
-from gpt2lab.store import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,27 +55,14 @@ CONTEXTS = (
 )
 
 
-@dataclass(frozen=True)
-class LossCurves:
-    """Run -> its validation loss during training; run -> why that cannot be read."""
-
-    by_run: Mapping[str, Curve]
-    damaged: Mapping[str, str]
-
-
-def curves(read: StudyRead) -> LossCurves:
-    """Of every run."""
-    taken = list(zip(read.runs, read.from_journals(loss_curve), strict=True))
-    by_run = {run.id: curve for run, curve in taken if not isinstance(curve, DataFault)}
-    return LossCurves(by_run, {run.id: str(fault) for run, fault in taken if isinstance(fault, DataFault)})
-
-
-@of_journal
-def loss_curve(read: StudyRead, run: StudyRun, rows: Sequence[Row]) -> Curve:
-    """Its validation loss during training."""
-    factor = per_byte(read, run)
-    points = [(float(row["tokens"]), row["metrics"][LOSS] * factor) for row in rows if LOSS in row["metrics"]]
-    return [tokens for tokens, _ in points], [loss for _, loss in points]
+def curves(read: StudyRead) -> dict[str, Curve]:
+    """Run -> its validation loss during training; empty where none was recorded or the journal is damaged."""
+    by_run = {}
+    for recorded in itertools.chain.from_iterable(read.once(health).values()):
+        tokens, losses = recorded.losses
+        factor = per_byte(read, recorded.run)
+        by_run[recorded.run.id] = tokens, [loss * factor for loss in losses]
+    return by_run
 
 
 def per_byte(read: StudyRead, run: StudyRun) -> float:
@@ -87,15 +74,16 @@ def per_byte(read: StudyRead, run: StudyRun) -> float:
 @section(order=10.1, title="Validation loss during training")
 def during_training(read: StudyRead) -> Section:
     losses, without = read.once(curves), []
+    damage = {run.run.id: run.damage for runs in read.once(health).values() for run in runs if run.damage}
     for run in read.runs:
-        if run.id in losses.damaged:
-            without.append(f"{run.arm} seed {run.seed} (damaged: {losses.damaged[run.id]})")
-        elif run.value is not None and not losses.by_run.get(run.id, ((), ()))[0]:
+        if run.id in damage:
+            without.append(f"{run.arm} seed {run.seed} (damaged: {damage[run.id]})")
+        elif run.value is not None and not losses[run.id][0]:
             without.append(f"{run.arm} seed {run.seed} (no evaluations recorded)")
     caption = TRAINING + (f" Without a curve: {clean('; '.join(without))}." if without else "")
     drawn: dict[str, tuple[list[Curve], list[Curve]]] = {arm: ([], []) for arm in read.styles}
     for run in read.runs:
-        drawn[run.arm][run.status not in ENDED].append(losses.by_run.get(run.id, ((), ())))
+        drawn[run.arm][run.status not in ENDED].append(losses[run.id])
     by_arm = [Curves(arm, healthy, failed) for arm, (healthy, failed) in drawn.items()]
     by_bytes = read.study.validation_text is not None
     metric = f"{BITS}, bits per byte" if by_bytes else f"{LOSS}, nats per token"

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2lab.analysis.results import ENDED, StudyRun
+from gpt2lab.analysis.results import ENDED, LOSS, StudyRun
 from gpt2lab.basics.text import DASH, MINUS, clean, number, plural, shorten
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead, Summary, of_journal
+from gpt2lab.reports.read import StudyRead, Summary
 from gpt2lab.reports.style import ArmStyle, Curve, Curves, finite
 from gpt2lab.reports.tables import Cell, Table
 from gpt2lab.store import Row as JournalRow
@@ -76,12 +76,16 @@ def training_health(read: StudyRead) -> Section:
 
 @dataclass(frozen=True, kw_only=True)
 class RunHealth:
-    """One run: its gradient norm and diagnostics over training, and what its result says; what a record does not have,
-    or not as expected, is missing."""
+    """One run: its losses, gradient norm and diagnostics over training, and what its result says; what a record does
+    not have, or not as expected, is missing."""
 
     run: StudyRun
+    damage: str = ""
+    """why its journal cannot be read"""
+    losses: Curve = ((), ())
+    """on the validation text"""
     curves: Mapping[str, Curve] = field(default_factory=dict)
-    """metric -> its values"""
+    """metric -> its values, of the gradient norm and diagnostics"""
     spikes: int | None = None
     """losses that jumped"""
     skipped: int | None = None
@@ -127,24 +131,22 @@ Health = Mapping[str, Sequence[RunHealth]]
 
 
 def health(read: StudyRead) -> dict[str, list[RunHealth]]:
-    """Of every run that the study declares, by arm."""
+    """Of every run that the study declares, by arm. Journals are read here alone, each once."""
     by_arm: dict[str, list[RunHealth]] = {arm: [] for arm in read.study.arms}
-    for run, found in zip(read.runs, read.from_journals(run_health), strict=True):
-        # a damaged journal is reported where its curve is missing
-        by_arm[run.arm].append(of_run(run, []) if isinstance(found, DataFault) else found)
+    for run in read.runs:
+        try:
+            rows = read.store.run(run.id).rows() if run.status != "absent" else []
+            by_arm[run.arm].append(of_run(run, rows))
+        except DataFault as fault:  # one damaged file must not cost the others their curves
+            by_arm[run.arm].append(of_run(run, [], str(fault)))
     return by_arm
 
 
-@of_journal
-def run_health(read: StudyRead, run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
-    return of_run(run, rows)
-
-
-def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
+def of_run(run: StudyRun, rows: Sequence[JournalRow], damage: str = "") -> RunHealth:
     """What the rows of one journal, and the run's result, hold."""
     curves: dict[str, Curve] = {}
     for metric in dict.fromkeys(metric for row in rows for metric in row["metrics"]):
-        if metric == GRADIENT or metric.startswith(DIAGNOSTICS):
+        if metric in (GRADIENT, LOSS) or metric.startswith(DIAGNOSTICS):
             having = [row for row in rows if metric in row["metrics"]]
             values = [float(row["metrics"][metric]) for row in having]
             curves[metric] = [float(row["tokens"]) for row in having], values
@@ -156,6 +158,8 @@ def of_run(run: StudyRun, rows: Sequence[JournalRow]) -> RunHealth:
     spikes = recorded("spikes", list)
     return RunHealth(
         run=run,
+        damage=damage,
+        losses=curves.pop(LOSS, ((), ())),
         curves=curves,
         spikes=None if spikes is None else len(spikes),
         skipped=recorded("skipped_steps", int),

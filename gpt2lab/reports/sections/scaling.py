@@ -178,11 +178,11 @@ def order_of_arms(read: StudyRead) -> Section:
 
 def horizon(read: StudyRead) -> list[Agreement]:
     """How well the order of arms at fractions of training agrees with that of their final losses."""
-    drawn = read.once(curves).by_run
+    drawn = read.once(curves)
     final = _by_arm(read.usable, {run.id: run.value for run in read.usable})
     agreements = []
     for fraction in FRACTIONS:
-        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in read.usable}
+        early = {run.id: loss_at(drawn[run.id], fraction) for run in read.usable}
         agreements.append(agreement(_by_arm(read.usable, early), final, fraction))
     return [agreed for agreed in agreements if agreed is not None]
 
@@ -190,10 +190,10 @@ def horizon(read: StudyRead) -> list[Agreement]:
 def early_differences(read: StudyRead, weights: Mapping[str, float]) -> dict[str, float]:
     """Share of training -> the difference of a contrast there, in nats, from the means of its arms; shares at which an
     arm was not evaluated are left out."""
-    drawn, differences = read.once(curves).by_run, {}
+    drawn, differences = read.once(curves), {}
     runs = [run for run in read.usable if run.arm in weights]
     for fraction in SCREENS:
-        early = {run.id: loss_at(drawn.get(run.id, ((), ())), fraction) for run in runs}
+        early = {run.id: loss_at(drawn[run.id], fraction) for run in runs}
         losses = _by_arm(runs, early)
         if all(losses.get(arm) for arm in weights):
             means = {arm: fmean(losses[arm].values()) for arm in weights}
