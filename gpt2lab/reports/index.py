@@ -41,7 +41,7 @@ def write_index(root: str | Path = "runs", out: str | Path = "reports") -> Path:
         about="all studies",
         heading="What the studies found",
         title="All studies – gpt2lab",
-        warnings=[Remark(f"The record of {record.name} cannot be read.", record.why) for record in across.damaged],
+        warnings=[Remark(f"The record of {name} cannot be read.", why) for name, why in across.damaged],
         answer=[_summary(across)],
         sections=made_of(across, "index"),
         files=("index.md", "index.json"),
@@ -62,18 +62,8 @@ def _summary(across: Overview) -> str:
 
 def _json(across: Overview, page: Page) -> str:
     """All of it for programs."""
-    record: dict[str, Any] = {"studies": across.studies}
-    record["damaged"] = [{"name": damaged.name, "why": damaged.why} for damaged in across.damaged]
-    record["sweeps"] = across.sweeps
-    return page.json(record)
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """A record that cannot be read or judged, and why."""
-
-    name: str
-    why: str
+    damaged = [{"name": name, "why": why} for name, why in across.damaged]
+    return page.json({"studies": across.studies, "damaged": damaged, "sweeps": across.sweeps})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +73,8 @@ class Overview(Once):
     studies: Sequence[Record]
     total: Compute
     sweeps: Sequence[Record] = ()
-    damaged: Sequence[Damaged] = ()
+    damaged: Sequence[tuple[str, str]] = ()
+    """names of records that cannot be read or judged, and why"""
     cache: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -91,26 +82,30 @@ def gather(root: str | Path, out: str | Path) -> Overview:
     """Read and judge every study and sweep of the store below `root`; `out` is where their own reports lie. Sweeps by
     which an ablation tunes its arms are part of that study's page."""
     store, out = Store(root), Path(out)
-    damaged: list[Damaged] = []
+    damaged: list[tuple[str, str]] = []
     read = _each(store.studies(), lambda name: _study(name, store, link_to(store, "study", name, out)), damaged)
     sweeps = _each(store.sweeps(), lambda name: _sweep(name, store, root, out), damaged)
-    newest = sorted(read.items(), key=lambda item: item[0])
-    newest.sort(key=lambda item: str(item[1][0]["created"]), reverse=True)
-    own_sweeps = [sweep for sweep in sweeps.values() if sweep]
-    own_sweeps.sort(key=lambda sweep: str(sweep["created"]), reverse=True)
-    total = compute(run for _, runs in read.values() for run in runs)
-    return Overview(studies=[study for _, (study, _) in newest], total=total, sweeps=own_sweeps, damaged=damaged)
+    return Overview(
+        studies=_newest_first(study for study, _ in read),
+        total=compute(run for _, runs in read for run in runs),
+        sweeps=_newest_first(sweep for sweep in sweeps if sweep),
+        damaged=damaged,
+    )
 
 
-def _each(names: Iterable[str], read: Callable[[str], Result], damaged: list[Damaged]) -> dict[str, Result]:
-    """Name -> what `read` makes of it; what cannot be read goes to `damaged`."""
-    results = {}
+def _newest_first(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: str(record["created"]), reverse=True)
+
+
+def _each(names: Iterable[str], read: Callable[[str], Result], damaged: list[tuple[str, str]]) -> list[Result]:
+    """What `read` makes of each, in their order; what cannot be read goes to `damaged`."""
+    results = []
     for name in names:
         try:
-            results[name] = read(name)
+            results.append(read(name))
         except UNREADABLE as error:
             why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            damaged.append(Damaged(name, clean(why)))
+            damaged.append((name, clean(why)))
     return results
 
 

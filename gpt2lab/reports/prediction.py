@@ -113,20 +113,12 @@ def _pair(
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Group:
-    """All contrasts with the same two sides."""
-
-    small: str
-    large: str
-    items: Sequence[Prediction]
-
-
-def groups(found: Sequence[Prediction]) -> list[Group]:
-    """Scales first, then publications, then shares of training."""
-    sides = dict.fromkeys((item.small, item.large) for item in found)
-    order = sorted(sides, key=lambda sides: (sides[1] == END, sides[1] == LITERATURE))
-    return [Group(*pair, [item for item in found if (item.small, item.large) == pair]) for pair in order]
+def groups(found: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+    """The two sides -> contrasts that have these; scales first, then publications, then shares of training."""
+    by_sides: dict[tuple[str, str], list[Prediction]] = {}
+    for item in sorted(found, key=lambda item: (item.large == END, item.large == LITERATURE)):
+        by_sides.setdefault((item.small, item.large), []).append(item)
+    return by_sides
 
 
 def share(same: int, of: int) -> Cell:
@@ -141,23 +133,22 @@ def section(records: Sequence[Mapping[str, Any]]) -> Section | None:
     """The section of the page of published results; None where nothing was measured twice."""
     predicted = predictions(records)
 
-    def cells(group: Group) -> dict[str, Cell | str | None]:
-        decided = [item for item in group.items if item.decided]
-        pairs = [(item.early, item.late) for item in group.items if item.in_nats]
-        rank = (
-            number(float(scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic), 2) if len(pairs) >= FEWEST else ""
-        )
-        other = [f"{item.ablation}: {item.label}" for item in group.items if not item.same]
+    def cells(group: tuple[tuple[str, str], list[Prediction]]) -> dict[str, Cell | str | None]:
+        (small, large), items = group
+        decided = [item for item in items if item.decided]
+        pairs = [(item.early, item.late) for item in items if item.in_nats]
+        rank = scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic if len(pairs) >= FEWEST else None
+        other = [f"{item.ablation}: {item.label}" for item in items if not item.same]
         return {
-            "From": group.small,
-            "To": group.large,
-            "Same winner:number": share(sum(item.same for item in group.items), len(group.items)),
+            "From": small,
+            "To": large,
+            "Same winner:number": share(sum(item.same for item in items), len(items)),
             "Same winner where decided:number": share(sum(item.same for item in decided), len(decided)),
-            "Rank correlation:number": rank,
+            "Rank correlation:number": "" if rank is None else number(float(rank), 2),
             "Other winner:words": clean("; ".join(other)),
         }
 
-    table = tabulate(groups(predicted), cells)
+    table = tabulate(groups(predicted).items(), cells)
     if table is None:
         return None
     with style.drawing():
@@ -176,17 +167,17 @@ CAPTION = (
 
 def draw(found: Sequence[Prediction]) -> Figure | None:
     """Differences on both sides, a marker for each pair of sides; None without two sizes in nats."""
-    shown = [group for group in groups([item for item in found if item.in_nats]) if group.items]
+    shown = groups([item for item in found if item.in_nats])
     if not shown:
         return None
     figure, axes = style.panel(style.WIDE, 4.2, "difference on the smaller side, nats", "on the larger side, nats")
-    limit = 1.5 * max(abs(value) for group in shown for item in group.items for value in (item.early, item.late))
+    limit = 1.5 * max(abs(value) for items in shown.values() for item in items for value in (item.early, item.late))
     for corner in ((0, 0), (-limit, -limit)):
         axes.fill_between([corner[0], corner[0] + limit], corner[1], corner[1] + limit, color=style.BAND, linewidth=0)
     axes.plot([-limit, limit], [-limit, limit], color=style.GRID, zorder=1)
-    for group, marker, colour in zip(shown, style.MARKERS, style.ARMS, strict=False):
-        early, late = ([getattr(item, side) for item in group.items] for side in ("early", "late"))
-        axes.plot(early, late, marker, color=colour, label=f"{group.small}, {group.large}", markersize=6, zorder=3)
+    for (sides, items), marker, colour in zip(shown.items(), style.MARKERS, style.ARMS, strict=False):
+        early, late = ([getattr(item, side) for item in items] for side in ("early", "late"))
+        axes.plot(early, late, marker, color=colour, label=", ".join(sides), markersize=6, zorder=3)
     for axis in ("x", "y"):
         getattr(axes, f"set_{axis}scale")("symlog", linthresh=0.01, linscale=0.5)
         getattr(axes, f"set_{axis}lim")(-limit, limit)

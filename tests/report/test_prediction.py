@@ -34,8 +34,7 @@ LARGE = study("micro", 1e7, rotary=(-0.1, "better"), none=(-0.02, "likely better
 
 
 def test_each_contrast_is_paired_with_its_larger_side() -> None:
-    found = prediction.predictions([LARGE, SMALL])
-    by_side = {(group.small, group.large): group.items for group in prediction.groups(found)}
+    by_side = prediction.groups(prediction.predictions([LARGE, SMALL]))
     assert list(by_side) == [
         ("nano", "at micro"), ("nano", prediction.LITERATURE), ("micro", prediction.LITERATURE),
         ("25 % of training", prediction.END),
