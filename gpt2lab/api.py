@@ -500,7 +500,9 @@ def report(
     name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: report numbers of arms
     that are not comparable, as exploratory. Raises ConfigError for an unknown name, DataFault.
     """
-    from gpt2lab.reports import read_study, read_sweep, write_report, write_sweep_report
+    from gpt2lab.reports.read import read_study, read_sweep
+    from gpt2lab.reports.study import write_report
+    from gpt2lab.reports.sweep import write_sweep_report
 
     if Store(runs).kind(name) == "sweep":
         return write_sweep_report(read_sweep(name, runs), out=Path(out))

@@ -37,21 +37,16 @@ def report(
     json_: Json = False,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
-    from gpt2lab import reports
     from gpt2lab.basics.progress import console_for
     from gpt2lab.records import page_folder
     from gpt2lab.registry import load_plugin
-    from gpt2lab.reports import (
-        is_current,
-        read_study,
-        read_sweep,
-        terminal_summary,
-        terminal_sweep,
-        write_front,
-        write_index,
-        write_report,
-        write_sweep_report,
-    )
+    from gpt2lab.reports.front import write_front
+    from gpt2lab.reports.index import write_index
+    from gpt2lab.reports.page import is_current
+    from gpt2lab.reports.page import publish as publish_page
+    from gpt2lab.reports.read import read_study, read_sweep
+    from gpt2lab.reports.study import terminal_summary, write_report
+    from gpt2lab.reports.sweep import terminal_sweep, write_sweep_report
     from gpt2lab.store import Store
 
     if all_ == (name is not None):
@@ -79,7 +74,7 @@ def report(
         kept = is_current(study, out)
         page = page_folder(out, study.name) / "index.html" if kept else write_report(study, out=out)
         summary = partial(terminal_summary, study, out, kept=kept, width=console.width)
-    published = reports.publish(page.parent, out / "published") if publish else None
+    published = publish_page(page.parent, out / "published") if publish else None
     if published:
         write_front(out / "published")
     if json_:

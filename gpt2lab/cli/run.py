@@ -263,8 +263,9 @@ def finish(
 ) -> None:
     """Write a study's page, log it to the tracker, and show the verdicts. A failing tracker prints one line."""
     from gpt2lab import api
-    from gpt2lab.reports import is_current, read_study, terminal_summary, write_report
-    from gpt2lab.reports.page import WRITTEN
+    from gpt2lab.reports.page import WRITTEN, is_current
+    from gpt2lab.reports.read import read_study
+    from gpt2lab.reports.study import terminal_summary, write_report
     from gpt2lab.tracking.addresses import reason
     from gpt2lab.tracking.follower import has_report
 
@@ -623,7 +624,9 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
     from gpt2lab.errors import NumericsFault, command
     from gpt2lab.records import page_folder
-    from gpt2lab.reports import is_current, read_sweep, terminal_sweep, write_sweep_report
+    from gpt2lab.reports.page import is_current
+    from gpt2lab.reports.read import read_sweep
+    from gpt2lab.reports.sweep import terminal_sweep, write_sweep_report
 
     read, loaded = read_sweep(record.name, plan.store.root), plan.loaded
     kept = is_current(read, out)

@@ -18,7 +18,7 @@ from gpt2lab import api
 from gpt2lab.basics.redaction import shown as shown_uri
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import NUMBERED, page_folder, run_ids
-from gpt2lab.reports import write_index
+from gpt2lab.reports.index import write_index
 from gpt2lab.reports.page import index_of, written_before
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri, is_server, list_link, runs_link

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -115,7 +114,4 @@ def is_granted_once(created: Path) -> bool:
 def leave(meeting: Path, own: str) -> None:
     """Remove the files of a process."""
     for path in meeting.glob(f"{own}.*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -124,11 +124,9 @@ def section(*, order: float, title: str = "", of: str = "study") -> Callable[[Ma
 def made_of(read: Any, kind: str) -> list[Section]:
     """Every section of a page, in order. Figures that sections put in front are a section of their own."""
     importlib.import_module("gpt2lab.reports.sections").load()
-    placed: list[tuple[float, Section]] = []
+    entries = sorted(SECTIONS[kind], key=lambda entry: entry.order)
     with drawing():
-        for entry in SECTIONS.get(kind, ()):
-            placed += [(entry.order, section) for section in _made_or_error(entry, read)]
-    placed.sort(key=lambda pair: pair[0])
+        placed = [(entry.order, section) for entry in entries for section in _made_or_error(entry, read)]
     if front := [figure for _, section in placed for figure in section.front]:
         placed.append((FIGURES, Section(title="Figures", figures=front)))
     return [section for _, section in sorted(placed, key=lambda pair: pair[0])]

@@ -22,7 +22,7 @@ def make_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/ and the report of one complete study; to be read only."""
-    from gpt2lab.reports import write_report
+    from gpt2lab.reports.study import write_report
 
     folder = tmp_path_factory.mktemp("finished")
     declare(folder / "runs")

@@ -16,8 +16,8 @@ from gpt2lab.analysis.campaigns import Campaign, campaign_of, conclude, standing
 from gpt2lab.analysis.online import ALPHA, levels, weight
 from gpt2lab.analysis.results import judge
 from gpt2lab.records import StudyRecord
-from gpt2lab.reports import read_study
 from gpt2lab.reports.page import render_markdown
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.study import build
 from gpt2lab.store import Store, write_json
 from gpt2lab.store.ledger import FILE, read_ledger

@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from gpt2lab.analysis.results import StudyRun
 from gpt2lab.basics import text
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.reports import read_study, style, write_report
+from gpt2lab.reports import style
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.sections import health
+from gpt2lab.reports.study import write_report
 from gpt2lab.training import guard
 from gpt2lab.training.diagnostics import build, diagnose
 

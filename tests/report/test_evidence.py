@@ -17,10 +17,10 @@ from page_reader import part_of
 from scipy import stats
 
 from gpt2lab.analysis.results import tokens_to
-from gpt2lab.reports import read_study, write_report
-from gpt2lab.reports.read import Summary, speed_change
+from gpt2lab.reports.read import Summary, read_study, speed_change
 from gpt2lab.reports.sections.curves import curves
 from gpt2lab.reports.sections.scaling import horizon, loss_at, worth
+from gpt2lab.reports.study import write_report
 from gpt2lab.reports.tables import p_text
 from gpt2lab.store import Store
 

@@ -11,7 +11,10 @@ from many_studies import record
 from page_reader import Reader, assert_harmless
 
 from gpt2lab.errors import DataFault
-from gpt2lab.reports import publish, read_study, write_front, write_report
+from gpt2lab.reports.front import write_front
+from gpt2lab.reports.page import publish
+from gpt2lab.reports.read import read_study
+from gpt2lab.reports.study import write_report
 from gpt2lab.store import Store
 
 POSENC = {"learned": 2.2, "rotary": 2.15, "none": 2.2003}

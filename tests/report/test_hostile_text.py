@@ -16,7 +16,11 @@ from made_up_sweep import search, sweep
 
 import gpt2lab as g
 from gpt2lab.records import SweepRecord
-from gpt2lab.reports import publish, write_front, write_index, write_report, write_sweep_report
+from gpt2lab.reports.front import write_front
+from gpt2lab.reports.index import write_index
+from gpt2lab.reports.page import publish
+from gpt2lab.reports.study import write_report
+from gpt2lab.reports.sweep import write_sweep_report
 from gpt2lab.store import Store
 
 RUN = "window.parent.ran()"

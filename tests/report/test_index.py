@@ -58,7 +58,7 @@ def test_a_study_is_told_with_its_verdicts_and_agreements(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("no_figures")
 def test_verdicts_are_those_of_the_studys_own_report_whatever_lies_beside_it(tmp_path: Path) -> None:
-    from gpt2lab.reports import write_report
+    from gpt2lab.reports.study import write_report
 
     declare(tmp_path / "runs")
     file = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports").parent / "verdicts.json"

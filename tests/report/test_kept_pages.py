@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from made_up_study import declare, run_id, typed
 
-from gpt2lab.reports import inputs, is_current, page, read_study, write_report
-from gpt2lab.reports.page import Section
+from gpt2lab.reports import inputs, page
+from gpt2lab.reports.page import Section, is_current
+from gpt2lab.reports.read import read_study
+from gpt2lab.reports.study import write_report
 from gpt2lab.store import Store
 
 RUN = run_id("rotary", 0)

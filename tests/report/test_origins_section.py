@@ -17,9 +17,11 @@ from scipy import stats
 
 from gpt2lab.analysis.calibration import nominal_level
 from gpt2lab.analysis.results import load_results
-from gpt2lab.reports import read_study, style, write_report
+from gpt2lab.reports import style
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.sections import origins
 from gpt2lab.reports.sections.origins import Origins
+from gpt2lab.reports.study import write_report
 
 MakeStudy = Callable[..., dict[str, Any]]
 GROUPS = {

@@ -19,10 +19,12 @@ from rich.console import Console
 from gpt2lab.analysis import compare
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
-from gpt2lab.reports import page, read_study, study, terminal_summary, write_report
+from gpt2lab.reports import page, study
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.sections import health
 from gpt2lab.reports.sections import runs as sections_runs
 from gpt2lab.reports.sections.verdicts import verdict_table
+from gpt2lab.reports.study import terminal_summary, write_report
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]

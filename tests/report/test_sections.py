@@ -13,9 +13,10 @@ from page_reader import Reader, part_of
 
 from gpt2lab.cli import results
 from gpt2lab.registry import load_plugin
-from gpt2lab.reports import page, write_report
+from gpt2lab.reports import page
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.study import write_report
 from gpt2lab.reports.tables import Cell, Link, Row, Table, columns
 
 MakeStudy = Callable[..., dict[str, Any]]

@@ -30,7 +30,8 @@ from rich.console import Console
 
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault
-from gpt2lab.reports import terminal_sweep, write_index, write_sweep_report
+from gpt2lab.reports.index import write_index
+from gpt2lab.reports.sweep import terminal_sweep, write_sweep_report
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 

@@ -16,8 +16,9 @@ from made_up_sweep import LR
 from page_reader import part_of
 
 from gpt2lab.analysis.results import judge, scope_text
-from gpt2lab.reports import read_study, terminal_summary, write_report
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.sections.tuned import tunings
+from gpt2lab.reports.study import terminal_summary, write_report
 from gpt2lab.store import Store
 
 MakeStudy = Callable[..., dict[str, Any]]

@@ -57,7 +57,7 @@ CONTEXTS = (
 
 def curves(read: StudyRead) -> dict[str, Curve]:
     """Run -> its validation loss during training; empty where none was recorded or the journal is damaged."""
-    by_run = {}
+    by_run: dict[str, Curve] = {}
     for recorded in itertools.chain.from_iterable(read.once(health).values()):
         tokens, losses = recorded.losses
         factor = per_byte(read, recorded.run)

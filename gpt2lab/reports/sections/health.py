@@ -6,7 +6,6 @@ Older runs lack some of it or all, and what is missing is `None` or empty.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -318,10 +317,6 @@ def thinned(curve: Curve, *, largest: bool = False) -> Curve:
     x, y = finite(curve)
     if len(x) <= MOST_POINTS:
         return list(x), list(y)
-    length, longer = divmod(len(x), MOST_POINTS)  # so many stretches have one point more
-    starts = [stretch * length + min(stretch, longer) for stretch in range(MOST_POINTS + 1)]
-    if largest:
-        values = np.maximum.reduceat(y, starts[:-1])
-    else:
-        values = np.array([np.median(y[start:end]) for start, end in itertools.pairwise(starts)])
-    return x[np.array(starts[1:]) - 1].tolist(), values.tolist()
+    value_of = np.max if largest else np.median
+    ends, values = np.array_split(x, MOST_POINTS), np.array_split(y, MOST_POINTS)
+    return [float(stretch[-1]) for stretch in ends], [float(value_of(stretch)) for stretch in values]
