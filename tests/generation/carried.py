@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from their_gpt2 import their_model
+from transformers import GPT2LMHeadModel
 
 from gpt2lab.generation import Reader, Sampling, generate
 from gpt2lab.model import GPT
@@ -18,17 +18,7 @@ PROMPTS = [[5, 17, 3, 90, 41], [60, 2, 2, 8, 33], [1, 96, 50, 7, 20]]
 
 @lru_cache(maxsize=1)
 def theirs() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=3, n_embd=48, n_head=4, n_positions=CONTEXT, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=None,
-        initializer_range=0.3,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return their_model(n_embd=48, n_positions=CONTEXT, vocab_size=VOCABULARY, bos_token_id=0, initializer_range=0.3)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel
+from their_gpt2 import their_model
+from transformers import GPT2LMHeadModel
 
 import gpt2lab.pretrained as pretrained
 from gpt2lab.cli import execute
@@ -36,15 +37,7 @@ def number(ids: Sequence[int]) -> str:
 
 @pytest.fixture(scope="module")
 def theirs() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=LAYERS, n_embd=48, n_head=4, n_positions=16, vocab_size=50, initializer_range=0.2,
-                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager")  # fmt: skip
-    model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return their_model(n_layer=LAYERS, n_embd=48, vocab_size=50, initializer_range=0.2)
 
 
 @pytest.fixture(scope="module")

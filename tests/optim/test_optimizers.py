@@ -37,6 +37,20 @@ def forgetful(no_plugins_after: None) -> str:
     return "forgetful"
 
 
+def optimizer_of(weight: nn.Parameter, name: str, lr: float = RATE, rate: float = 1.0, **options: object) -> Any:
+    """A component on one matrix. rate: the matrix's factor."""
+    config = OptimConfig.model_validate({"lr": lr, "optimizer": {"name": name, **options}})
+    (made,) = build_optimizers(config, [Param("w", weight, Role("hidden"), rate=rate)])
+    return made
+
+
+def adamw(params: Sequence[nn.Parameter], decay: float, **options: Any) -> Optimizer:
+    """torch's, by the recipe; vectors do not decay."""
+    matrices, vectors = ([p for p in params if (p.ndim >= 2) is wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), eps=1e-8, **options)
+
+
 def test_defaults_are_the_recipe() -> None:
     config = OptimConfig()
     assert config.optimizer.options == {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -69,17 +83,7 @@ def test_steps_equal_plain_torch_adamw() -> None:
     model = build_model(TINY, seed=3)
     twin = copy.deepcopy(model)
     ours = build_optimizers(config, model.params())
-    plain = torch.optim.AdamW(
-        [
-            {"params": [p for p in twin.parameters() if p.ndim >= 2], "weight_decay": 0.2},
-            {"params": [p for p in twin.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=3e-3,
-        betas=(0.9, 0.95),
-        eps=1e-8,
-        foreach=False,
-        fused=False,
-    )
+    plain = adamw(list(twin.parameters()), 0.2, foreach=False, fused=False)
     assert all(group["fused"] for o in ours for group in o.param_groups)
     generator = torch.Generator().manual_seed(0)
     start = [p.detach().clone() for p in model.parameters()]
@@ -163,11 +167,7 @@ def test_muon_is_torchs_on_matrices_inside_blocks_and_adamw_elsewhere() -> None:
     theirs = [
         torch.optim.Muon([named[n] for n in inside], lr=3e-3, momentum=0.9, weight_decay=0.2,
                          adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(
-            [{"params": [p for n, p in named.items() if p.ndim >= 2 and n not in inside], "weight_decay": 0.2},
-             {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0}],
-            lr=3e-3, betas=(0.9, 0.95), eps=1e-8,
-        ),
+        adamw([p for n, p in named.items() if n not in inside], 0.2),
     ]  # fmt: skip
     for drawn in gradients:
         for n, p in named.items():
@@ -186,13 +186,11 @@ def against_formula(name: str, rule: Rule, steps: int = 4, shape: tuple[int, ...
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(shape, generator=generator))
     expected, memory = weight.detach().clone(), dict[str, Any]()
-    config = OptimConfig.model_validate({"lr": RATE, "optimizer": {"name": name, **options}})
-    optimizers = build_optimizers(config, [Param("w", weight, Role("hidden"))])
+    made = optimizer_of(weight, name, **options)
     for step in range(1, steps + 1):
         gradient = torch.randn(shape, generator=generator)
         weight.grad = gradient.clone()
-        for one in optimizers:
-            one.step()
+        made.step()
         expected = rule(expected, gradient, memory, step)
         torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-6)
 
@@ -331,20 +329,18 @@ def test_sam_by_hand() -> None:
     """Three steps on |w|^4 / 4, whose gradient is |w|^2 w; Adam's part is torch's."""
     weight = nn.Parameter(torch.tensor([[3.0, -4.0], [1.0, 2.0]]))
     by_hand = nn.Parameter(weight.detach().clone())
-    config = OptimConfig.model_validate({"lr": RATE, "optimizer": {"name": "sam", "rho": 0.5}})
-    (sam,) = build_optimizers(config, [Param("w", weight, Role("hidden"))])
-    adamw = torch.optim.AdamW([by_hand], lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    sam, inner = optimizer_of(weight, "sam", rho=0.5), adamw([by_hand], 0.1)
 
     def gradient() -> None:
         weight.grad = weight.detach().square().sum() * weight.detach()
 
     for _ in range(3):
         gradient()
-        sam.step(gradient)  # type: ignore[arg-type]
+        sam.step(gradient)
         start = by_hand.detach()
         worst = start + 0.5 * start / start.norm()  # the gradient has the direction of w
         by_hand.grad = worst.square().sum() * worst
-        adamw.step()
+        inner.step()
         torch.testing.assert_close(weight, by_hand, rtol=0, atol=1e-6)
 
 
@@ -352,10 +348,7 @@ def test_independent_decay_does_not_depend_on_the_rate() -> None:
     """Without a gradient three steps leave (1 - decay s)^3 of a weight, at every peak rate, with s the multiplier."""
     for lr in (1e-4, 1e-2):
         weight = nn.Parameter(torch.ones(2, 2))
-        config = OptimConfig.model_validate(
-            {"lr": lr, "optimizer": {"name": "adamw_independent", "weight_decay": 1e-2}, "warmup_steps": 0}
-        )
-        (one,) = build_optimizers(config, [Param("w", weight, Role("hidden"), rate=0.25)])
+        one = optimizer_of(weight, "adamw_independent", lr, rate=0.25, weight_decay=1e-2)
         for _ in range(3):
             weight.grad = torch.zeros(2, 2)
             one.param_groups[0]["lr"] = 0.5 * one.param_groups[0]["base_lr"]
@@ -397,10 +390,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_normed_rows_are_those_of_the_library() -> None:
     start = normal(12, 8)
     mine, theirs = (nn.Parameter(start.clone()) for _ in range(2))
-    config = OptimConfig.model_validate(
-        {"lr": 0.01, "optimizer": {"name": "muon", "normed_rows": True, "weight_decay": 0.1}}
-    )
-    (ours,) = build_optimizers(config, [Param("w", mine, Role("hidden"))])
+    ours = optimizer_of(mine, "muon", 0.01, normed_rows=True, weight_decay=0.1)
     reference = NorMuon(
         [{"params": [theirs], "use_muon": True}], lr=0.01, update_scale="match_rms", weight_decay=0.1, beta2=0.95
     )
@@ -422,8 +412,7 @@ def test_polar_express_steps_end_nearer_to_orthogonal() -> None:
 def test_momentum_grows_and_cautious_decay_spares_weights() -> None:
     weight = nn.Parameter(normal(4, 4))
     options = {"momentum_warmup_steps": 2, "cautious_decay": True, "weight_decay": 1.0, "nesterov": False}
-    config = OptimConfig.model_validate({"lr": 0.1, "optimizer": {"name": "muon", **options}})
-    (made,) = build_optimizers(config, [Param("w", weight, Role("hidden"))])
+    made = optimizer_of(weight, "muon", 0.1, **options)
     gradients, average = [normal(4, 4, seed=i) for i in range(3)], torch.zeros(4, 4)
     for gradient, momentum in zip(gradients, (0.85, 0.9, 0.95), strict=True):
         average = momentum * average + (1 - momentum) * gradient
@@ -439,10 +428,7 @@ def test_optimizers_of_the_libraries_by_name() -> None:
     start = normal(4, 4)
     for name, settings, kind in (("RAdam", {"betas": ["0.8", "0.9"]}, torch.optim.RAdam), ("Lamb", {}, None)):
         weight, twin = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-        chosen = {"name": "library", "optimizer": name, "settings": settings, "weight_decay": 0.0}
-        (made,) = build_optimizers(
-            OptimConfig.model_validate({"lr": 0.1, "optimizer": chosen}), [Param("w", weight, Role("hidden"))]
-        )
+        made = optimizer_of(weight, "library", 0.1, optimizer=name, settings=settings, weight_decay=0.0)
         assert type(made).__name__ == name
         weight.grad, twin.grad = normal(4, 4, seed=1), normal(4, 4, seed=1)
         made.step()
@@ -451,10 +437,7 @@ def test_optimizers_of_the_libraries_by_name() -> None:
             assert torch.equal(weight, twin)
     for wrong in ({"optimizer": "Adam2"}, {"settings": {"beta": "1"}}):
         with pytest.raises(ConfigError, match=r"Adam2|beta"):
-            build_optimizers(
-                OptimConfig.model_validate({"optimizer": {"name": "library", **wrong}}),
-                [Param("w", nn.Parameter(start), Role("hidden"))],
-            )
+            optimizer_of(nn.Parameter(start), "library", **wrong)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from their_gpt2 import their_model
 from torch import Tensor
 from trainings import BATCHES, fresh, training
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from gpt2lab import testing
 from gpt2lab.components.attend import Mask, attend
@@ -39,11 +40,8 @@ CASES = [case for slot in MODEL_SLOTS for case in testing.cases(SLOTS[slot])]
 
 @pytest.fixture(scope="module")
 def theirs() -> GPT2LMHeadModel:
-    """A random GPT-2 with weights large enough to matter."""
-    torch.manual_seed(0)
-    sizes = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 16, "vocab_size": 97}
-    config = GPT2Config(**sizes, initializer_range=0.3, attn_implementation="eager")
-    return GPT2LMHeadModel(config).eval()
+    """With weights large enough to matter."""
+    return their_model(n_embd=32, vocab_size=VOCABULARY, initializer_range=0.3)
 
 
 def reference(model: GPT2LMHeadModel, tokens: Tensor) -> dict[str, float]:

@@ -15,15 +15,18 @@ from gpt2lab.model import GPT
 SIZES = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_positions": 16, "vocab_size": 61}
 
 
-def their_model(**changes: Any) -> GPT2LMHeadModel:
-    """A random GPT2LMHeadModel; biases and norms away from their initial zeros and ones, or they would be untested."""
+def their_model(spread: float = 0.05, **changes: Any) -> GPT2LMHeadModel:
+    """A random GPT2LMHeadModel; biases and norms away from their initial zeros and ones, or they would be untested.
+
+    spread: standard deviation that is added to matrices.
+    """
     torch.manual_seed(0)
     nothing = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ids = {"bos_token_id": None, "eos_token_id": None}
     model = GPT2LMHeadModel(GPT2Config(**{**SIZES, **nothing, **ids, **changes}, attn_implementation="eager")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 0.05))
+            parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else spread))
     return model
 
 
