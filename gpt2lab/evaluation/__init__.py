@@ -4,14 +4,7 @@ metrics and tasks, which plug-ins can extend."""
 from gpt2lab.evaluation import known_tasks  # noqa: F401  (fills the slot)
 from gpt2lab.evaluation.metrics import Rows, Subject, apply, metric
 from gpt2lab.evaluation.tasks import Task, choose, complete, fill, task, written
-from gpt2lab.evaluation.validation import (
-    EvaluationConfig,
-    ValidationResult,
-    context_losses,
-    evaluate_by_window,
-    evaluation_key,
-    validation_loss,
-)
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window, evaluation_key
 from gpt2lab.evaluation.windows import Parts, WindowLosses, divisions, validation_documents
 
 __all__ = [
@@ -20,12 +13,10 @@ __all__ = [
     "Rows",
     "Subject",
     "Task",
-    "ValidationResult",
     "WindowLosses",
     "apply",
     "choose",
     "complete",
-    "context_losses",
     "divisions",
     "evaluate_by_window",
     "evaluation_key",
@@ -33,6 +24,5 @@ __all__ = [
     "metric",
     "task",
     "validation_documents",
-    "validation_loss",
     "written",
 ]

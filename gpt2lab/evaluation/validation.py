@@ -5,12 +5,12 @@ Always plain next-token cross entropy. Shapes: n windows, L tokens in a window, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -117,18 +117,6 @@ class EvaluationConfig(Settings):
         return []
 
 
-@dataclass(frozen=True)
-class ValidationResult:
-    """loss: mean nats per target.  bits_per_byte: None when the bytes of tokens are not known.  targets: their number.
-    windows, window_losses: the scored windows, and the mean nats per target of each."""
-
-    loss: float
-    bits_per_byte: float | None
-    targets: int
-    windows: tuple[Window, ...]
-    window_losses: tuple[float, ...]
-
-
 def evaluation_key(spec: Mapping[str, Any]) -> str:
     """The key of an evaluation: a hash of its spec, independent of how numbers are written."""
     contexts = sorted(float(c) for c in spec["contexts"])
@@ -136,30 +124,28 @@ def evaluation_key(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def validation_loss(
-    model: GPT,
-    tokens: TokenSequence,
-    *,
-    block_size: int,
-    total: int,
-    batch_sequences: int,
-    byte_lengths: NDArray[np.int64] | None = None,
-    parts: Parts | None = None,
-    precision: Precision = "fp32",
-    world: World = ALONE,
-) -> ValidationResult:
-    """Score `total` tokens in blocks that do not overlap, spread evenly over all of `tokens`, so that the set covers
-    the documents independently of their order; the last block may be shorter.
+def spread(count: int, size: int, room: int) -> list[int]:
+    """Starts of `count` segments of `size` tokens within `room` tokens: multiples of `size`, as even as these allow.
 
-    byte_lengths: (V,) bytes of text of each token. parts: sums to which the loss of every target is also added. The
-    model's mode is restored, and no random number is drawn. Raises ConfigError when there are
-    not enough tokens, EnvironmentFault when memory runs out.
+    When there is room for `count` - 1 whole ones only, the last start leaves what remains for a shorter segment.
     """
-    windows = plain_windows(tokens, block_size=block_size, total=total)
-    scored = _score(model, tokens, windows, batch_sequences, byte_lengths, precision, world, parts)
-    nats, targets, text_bytes, *each = scored
-    bits = None if byte_lengths is None else nats / math.log(2) / text_bytes
-    return ValidationResult(nats / targets, bits, int(targets), tuple(windows), tuple(each))
+    places = max(count, room // size)
+    return [index * places // count * size for index in range(count)]
+
+
+def _extremes(contexts: Sequence[float], block_size: int) -> tuple[int, int]:
+    """The shortest and the longest context in tokens."""
+    lengths = [round(context * block_size) for context in contexts]
+    return min(lengths), max(lengths)
+
+
+def _require(tokens: TokenSequence, total: int) -> None:
+    if len(tokens) < total + 1:
+        raise ConfigError(
+            f"the validation split needs {total + 1} tokens, has {len(tokens)}",
+            where="evaluation.tokens",
+            hint=f"--set evaluation.tokens={max(1, len(tokens) - 1)}",
+        )
 
 
 def plain_windows(tokens: TokenSequence, *, block_size: int, total: int) -> list[Window]:
@@ -171,76 +157,23 @@ def plain_windows(tokens: TokenSequence, *, block_size: int, total: int) -> list
     return [Window(start, size, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def context_losses(
-    model: GPT,
-    tokens: TokenSequence,
-    contexts: Sequence[float],
-    *,
-    block_size: int,
-    total: int,
-    batch_sequences: int,
-    precision: Precision = "fp32",
-    world: World = ALONE,
-) -> dict[str, float | None]:
-    """Mean loss in nats at each context length, a multiple of `block_size`, on the same targets at every length.
+def context_windows(tokens: TokenSequence, config: EvaluationConfig, block_size: int) -> dict[float, list[Window]]:
+    """The windows at each of the config's context lengths, multiples of `block_size`, with the same targets at every
+    length.
 
-    The targets are segments as long as the shortest context, `total` tokens of them, spread evenly over the text
+    The targets are segments as long as the shortest context, `context_tokens` of them, spread evenly over the text
     after the first longest context. At length c each segment is scored by one pass over the c tokens before its last
-    target, so that its first target sees c - shortest + 1 of them. None where the positions do not reach that far.
-    Raises ConfigError when there are not enough tokens.
+    target, so that its first target sees c - shortest + 1 of them. Raises ConfigError when there are not enough tokens.
     """
-    if not contexts:
+    if not config.contexts:
         return {}
-    shortest, longest = _extremes(contexts, block_size)
-    segments = max(1, total // shortest)
+    shortest, longest = _extremes(config.contexts, block_size)
+    segments = max(1, config.context_tokens // shortest)
     _require(tokens, longest - shortest + segments * shortest)
     room = len(tokens) - 1 - (longest - shortest)
     ends = [longest + start for start in spread(segments, shortest, room)]
-    losses: dict[str, float | None] = {}
-    for context in contexts:
-        length = round(context * block_size)
-        if model.max_context is not None and length > model.max_context:
-            losses[f"{context:g}"] = None
-            continue
-        windows = [Window(end - length, length, shortest) for end in ends]
-        at_once = max(1, batch_sequences * block_size // length)
-        nats, targets, *_ = _score(model, tokens, windows, at_once, None, precision, world)
-        losses[f"{context:g}"] = nats / targets
-    return losses
-
-
-def evaluate_by_window(
-    model: GPT,
-    tokens: TokenSequence,
-    config: EvaluationConfig,
-    *,
-    block_size: int,
-    batch_sequences: int,
-    byte_lengths: NDArray[np.int64] | None = None,
-    documents: NDArray[np.int64] | None = None,
-    parts: Parts | None = None,
-    precision: Precision = "fp32",
-    world: World = ALONE,
-) -> tuple[dict[str, Any], WindowLosses]:
-    """The complete evaluation by `config`, as the record in the run store, and the loss of each plain window with the
-    document that it starts in.
-
-    documents: first token of each document in `tokens` (`validation_documents`); None when there is one only.
-    parts: see `validation_loss`.
-    """
-    spec = config.spec(block_size)
-    total = config.total(tokens)
-    sizes: dict[str, Any] = {"block_size": block_size, "total": total, "batch_sequences": batch_sequences}
-    how: dict[str, Any] = {"precision": precision, "world": world}
-    result = validation_loss(model, tokens, byte_lengths=byte_lengths, parts=parts, **sizes, **how)
-    metrics = {"val/loss": result.loss}
-    if result.bits_per_byte is not None:
-        metrics["val/bits_per_byte"] = result.bits_per_byte
-    sizes["total"] = config.context_tokens
-    contexts = context_losses(model, tokens, config.contexts, **sizes, **how)
-    record = {"key": evaluation_key(spec), "spec": spec, "metrics": metrics, "contexts": contexts}
-    starts, scored = [w.start for w in result.windows], [w.scored for w in result.windows]
-    return {**record, "targets": result.targets}, windows_by_document(result.window_losses, scored, starts, documents)
+    lengths = {context: round(context * block_size) for context in config.contexts}
+    return {context: [Window(end - length, length, shortest) for end in ends] for context, length in lengths.items()}
 
 
 def _score(
@@ -248,9 +181,10 @@ def _score(
     tokens: TokenSequence,
     windows: Sequence[Window],
     batch_sequences: int,
-    byte_lengths: NDArray[np.int64] | None,
+    *,
     precision: Precision,
     world: World,
+    byte_lengths: NDArray[np.int64] | None = None,
     parts: Parts | None = None,
 ) -> list[float]:
     """Nats, targets and bytes over all windows, then the mean nats per target of each, summed in float64; every rank
@@ -287,25 +221,44 @@ def _reducible(sums: Tensor, device: torch.device) -> Tensor:
     return sums.to(device) if device.type == "cuda" else sums
 
 
-def spread(count: int, size: int, room: int) -> list[int]:
-    """Starts of `count` segments of `size` tokens within `room` tokens: multiples of `size`, as even as these allow.
+def evaluate_by_window(
+    model: GPT,
+    tokens: TokenSequence,
+    config: EvaluationConfig,
+    *,
+    block_size: int,
+    batch_sequences: int,
+    byte_lengths: NDArray[np.int64] | None = None,
+    documents: NDArray[np.int64] | None = None,
+    parts: Parts | None = None,
+    precision: Precision = "fp32",
+    world: World = ALONE,
+) -> tuple[dict[str, Any], WindowLosses]:
+    """The complete evaluation by `config`, as the record in the run store, and the loss of each plain window with the
+    document that it starts in.
 
-    When there is room for `count` - 1 whole ones only, the last start leaves what remains for a shorter segment.
+    Plain windows do not overlap and are spread evenly over all of `tokens`, so that they cover the documents
+    independently of their order. Losses at contexts that the model's positions do not reach are None.
+
+    byte_lengths: (V,) bytes of text of each token; without them there are no bits per byte. documents: first token of
+    each document in `tokens` (`validation_documents`); None when there is one only. parts: sums to which the loss of
+    every target of the plain windows is also added. The model's mode is restored, and no random number is drawn. Raises
+    ConfigError when there are not enough tokens, EnvironmentFault when memory runs out.
     """
-    places = max(count, room // size)
-    return [index * places // count * size for index in range(count)]
-
-
-def _extremes(contexts: Sequence[float], block_size: int) -> tuple[int, int]:
-    """The shortest and the longest context in tokens."""
-    lengths = [round(context * block_size) for context in contexts]
-    return min(lengths), max(lengths)
-
-
-def _require(tokens: TokenSequence, total: int) -> None:
-    if len(tokens) < total + 1:
-        raise ConfigError(
-            f"the validation split needs {total + 1} tokens, has {len(tokens)}",
-            where="evaluation.tokens",
-            hint=f"--set evaluation.tokens={max(1, len(tokens) - 1)}",
-        )
+    score = functools.partial(_score, model, tokens, precision=precision, world=world)
+    windows = plain_windows(tokens, block_size=block_size, total=config.total(tokens))
+    nats, targets, text_bytes, *losses = score(windows, batch_sequences, byte_lengths=byte_lengths, parts=parts)
+    metrics = {"val/loss": nats / targets}
+    if byte_lengths is not None:
+        metrics["val/bits_per_byte"] = nats / math.log(2) / text_bytes
+    contexts: dict[str, float | None] = {}
+    for context, segments in context_windows(tokens, config, block_size).items():
+        length = segments[0].length
+        contexts[f"{context:g}"] = None
+        if model.max_context is None or length <= model.max_context:
+            nats, scored, *_ = score(segments, max(1, batch_sequences * block_size // length))
+            contexts[f"{context:g}"] = nats / scored
+    spec = config.spec(block_size)
+    record = {"key": evaluation_key(spec), "spec": spec, "metrics": metrics, "contexts": contexts}
+    starts, counts = [w.start for w in windows], [w.scored for w in windows]
+    return {**record, "targets": int(targets)}, windows_by_document(losses, counts, starts, documents)

@@ -48,8 +48,7 @@ def evaluated(
     model: GPT, config: Config, data: Prepared, device: str, evaluation: EvaluationConfig,
     documents: NDArray[np.int64] | None = None, world: World = ALONE, parts: Parts | None = None,
 ) -> tuple[dict[str, Any], WindowLosses]:  # fmt: skip
-    """One evaluation of a run's model: its record and the loss of each window; `documents`: see `by_document`, `parts`:
-    see `validation_loss`. Every rank must call it."""
+    """One evaluation of a run's model: its record and the loss of each window. Every rank must call it."""
     return evaluate_by_window(
         model, data.validation, evaluation, block_size=config.model.block_size,
         batch_sequences=sequences_at_once(config, device), byte_lengths=data.byte_lengths, documents=documents,

@@ -11,7 +11,7 @@ from gpt2lab.components.attend import Mask
 from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation.validation import validation_loss
+from gpt2lab.evaluation import EvaluationConfig, evaluate_by_window
 from gpt2lab.model import GPT
 
 END = 50
@@ -79,8 +79,11 @@ def test_evaluations_keep_to_documents_as_well() -> None:
     def nats(first: Tensor) -> float:
         """Of the second document alone, by what evaluations report."""
         whole, alone = torch.cat([first, second]).numpy(), torch.cat([first, second[:1]]).numpy()
-        score = [validation_loss(made, t, block_size=16, total=len(t) - 1, batch_sequences=1) for t in (whole, alone)]
-        return score[0].loss * (len(whole) - 1) - score[1].loss * (len(alone) - 1)
+        config, sums = EvaluationConfig(tokens="all"), []
+        for tokens in (whole, alone):
+            record, _ = evaluate_by_window(made, tokens, config, block_size=16, batch_sequences=1)
+            sums.append(record["metrics"]["val/loss"] * record["targets"])
+        return sums[0] - sums[1]
 
     assert nats(text(1, 6)[0]) == pytest.approx(nats(text(2, 6)[0]), abs=1e-4)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.evaluation import Subject, apply, metric, validation_loss
+from gpt2lab.evaluation import EvaluationConfig, Subject, apply, evaluate_by_window, metric
 from gpt2lab.evaluation import metrics as module
 from gpt2lab.model import ModelConfig, build_model
 
@@ -71,12 +71,12 @@ def test_loss_and_bits_per_byte_are_those_of_the_validation(subject: Subject, se
     assert subject.byte_lengths is not None
     bits = nats.sum() / math.log(2) / subject.byte_lengths[seen["target"]].sum()
     assert measured(subject, "bits_per_byte") == {"bits_per_byte": pytest.approx(bits, rel=1e-5)}
-    judged = validation_loss(
-        subject.model, subject.tokens, block_size=BLOCK, total=TOTAL, batch_sequences=3,
+    record, _ = evaluate_by_window(
+        subject.model, subject.tokens, EvaluationConfig(tokens=TOTAL), block_size=BLOCK, batch_sequences=3,
         byte_lengths=subject.byte_lengths,
     )  # fmt: skip
-    assert measured(subject, "loss")["loss"] == pytest.approx(judged.loss, rel=1e-12)
-    assert measured(subject, "bits_per_byte")["bits_per_byte"] == pytest.approx(judged.bits_per_byte, rel=1e-12)
+    for name in ("loss", "bits_per_byte"):
+        assert measured(subject, name)[name] == pytest.approx(record["metrics"][f"val/{name}"], rel=1e-12)
 
 
 def test_top1_is_the_share_of_right_first_guesses(subject: Subject, seen: dict[str, Any]) -> None:

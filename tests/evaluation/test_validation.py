@@ -18,11 +18,9 @@ from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
 from gpt2lab.evaluation import (
     EvaluationConfig,
-    context_losses,
     evaluate_by_window,
     evaluation_key,
     validation_documents,
-    validation_loss,
 )
 from gpt2lab.evaluation.windows import divided, windows_by_document
 from gpt2lab.model import GPT, ModelConfig, build_model
@@ -64,16 +62,29 @@ def each_loss(model: GPT, tokens: Ids, start: int, length: int) -> Tensor:
     return losses
 
 
+def scored(model: Any, tokens: Ids, total: int, batch: int, block_size: int = BLOCK, **how: Any) -> dict[str, Any]:
+    """The record of an evaluation of `total` tokens."""
+    config = EvaluationConfig(tokens=total)
+    return evaluate_by_window(model, tokens, config, block_size=block_size, batch_sequences=batch, **how)[0]
+
+
+def at_contexts(model: GPT, tokens: Ids, contexts: list[float], total: int, batch: int = 4) -> dict[str, float | None]:
+    """The losses at other context lengths."""
+    config = EvaluationConfig(tokens=1, contexts=tuple(contexts), context_tokens=total)
+    record, _ = evaluate_by_window(model, tokens, config, block_size=BLOCK, batch_sequences=batch)
+    losses: dict[str, float | None] = record["contexts"]
+    return losses
+
+
 @pytest.mark.parametrize("total", [64, 61, 5])
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_blocks_spread_over_all_tokens_are_scored_once(model: GPT, tokens: Ids, total: int, batch: int) -> None:
     starts = [0] if total == 5 else range(0, 192, 24)  # 8 of the 24 blocks that 199 targets allow: every third
     lengths = [BLOCK] * (len(starts) - 1) + [total - BLOCK * (len(starts) - 1)]
     expected = [each_loss(model, tokens, s, n) for s, n in zip(starts, lengths, strict=True)]
-    result = validation_loss(model, tokens, block_size=BLOCK, total=total, batch_sequences=batch)
-    assert result.targets == total
-    assert result.loss == pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)
-    assert result.bits_per_byte is None
+    record = scored(model, tokens, total, batch)
+    assert record["targets"] == total
+    assert record["metrics"] == {"val/loss": pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)}
 
 
 def test_the_model_and_random_numbers_are_left_alone(model: GPT, tokens: Ids, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +97,7 @@ def test_the_model_and_random_numbers_are_left_alone(model: GPT, tokens: Ids, mo
     model.h[0].eval()
     before, modes = torch.get_rng_state(), [m.training for m in model.modules()]
     numpy_before = np.random.get_state()[1].copy()  # type: ignore[index]
-    first, second = (validation_loss(model, tokens, block_size=BLOCK, total=40, batch_sequences=4) for _ in range(2))
+    first, second = (scored(model, tokens, 40, 4) for _ in range(2))
     handle.remove()
     assert first == second and set(seen) == {(False, False)}  # no dropout
     assert torch.equal(torch.get_rng_state(), before)
@@ -100,17 +111,16 @@ def test_the_model_and_random_numbers_are_left_alone(model: GPT, tokens: Ids, mo
     monkeypatch.setattr(model, "forward", fail)
     model.train()
     with pytest.raises(EnvironmentFault, match="evaluation: out of memory with 4 sequences of 8 tokens"):
-        validation_loss(model, tokens, block_size=BLOCK, total=40, batch_sequences=4)
+        scored(model, tokens, 40, 4)
     assert model.training
 
 
 def test_bits_per_byte_is_by_the_bytes_of_the_scored_targets(model: GPT, tokens: Ids) -> None:
     lengths = np.random.default_rng(2).integers(1, 9, VOCABULARY)
     tokens = tokens[:51]  # so that all 50 targets are scored
-    result = validation_loss(model, tokens, block_size=BLOCK, total=50, batch_sequences=4, byte_lengths=lengths)
-    assert result.bits_per_byte == pytest.approx(
-        result.loss * 50 / math.log(2) / lengths[tokens[1:51]].sum(), rel=1e-12
-    )
+    found = scored(model, tokens, 50, 4, byte_lengths=lengths)["metrics"]
+    bits = found["val/loss"] * 50 / math.log(2) / lengths[tokens[1:51]].sum()
+    assert found["val/bits_per_byte"] == pytest.approx(bits, rel=1e-12)
 
 
 def test_sums_are_exact_where_float32_would_lose_them() -> None:
@@ -130,14 +140,14 @@ def test_sums_are_exact_where_float32_would_lose_them() -> None:
     tokens = np.random.default_rng(0).integers(0, 3, 40_001)
     per_token = -F.log_softmax(model.scores.detach(), -1)
     expected = np.bincount(tokens[1:], minlength=3) @ per_token.double().numpy() / 40_000
-    result = validation_loss(model, tokens, block_size=1000, total=40_000, batch_sequences=7)
-    assert result.loss == pytest.approx(expected, rel=1e-9)
+    found = scored(model, tokens, 40_000, 7, block_size=1000)["metrics"]["val/loss"]
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_too_few_tokens_are_refused_with_the_number(model: GPT, tokens: Ids) -> None:
-    validation_loss(model, tokens, block_size=BLOCK, total=199, batch_sequences=8)
+    scored(model, tokens, 199, 8)
     with pytest.raises(ConfigError, match="needs 201 tokens, has 200") as caught:
-        validation_loss(model, tokens, block_size=BLOCK, total=200, batch_sequences=8)
+        scored(model, tokens, 200, 8)
     assert caught.value.hint == "--set evaluation.tokens=199"
 
 
@@ -151,7 +161,7 @@ def test_contexts_score_the_same_targets_at_every_length(tokens: Ids, batch: int
     total, shortest, longest = 29, 4, 16  # 7 segments; behind the first 12 tokens there is room for 46
     ends = [longest + i * 46 // 7 * shortest for i in range(7)]
     assert ends[-1] > 170
-    got = context_losses(model, tokens, [1, 0.5, 2], block_size=BLOCK, total=total, batch_sequences=batch)
+    got = at_contexts(model, tokens, [1, 0.5, 2], total, batch)
     assert list(got) == ["1", "0.5", "2"]
     for name, length in (("0.5", 4), ("1", 8), ("2", 16)):
         expected = torch.cat([each_loss(model, tokens, end - length, length)[-shortest:] for end in ends])
@@ -163,27 +173,24 @@ def test_contexts_score_the_same_targets_at_every_length(tokens: Ids, batch: int
 def test_contexts_beyond_the_positions_are_none_and_change_no_other(model: GPT, tokens: Ids) -> None:
     """The targets are those of all asked lengths, also for a model that cannot reach the longest."""
     assert model.max_context == BLOCK
-    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 4}
-    got = context_losses(model, tokens, [0.5, 1, 4], **sizes)
+    got = at_contexts(model, tokens, [0.5, 1, 4], 100)
     assert got["4"] is None
     ends = [32 + i * 42 // 25 * 4 for i in range(25)]  # 25 segments, and room for 42 behind the first 28 tokens
     expected = [each_loss(model, tokens, end - 4, 4) for end in ends]
     assert got["0.5"] == pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)
-    assert context_losses(model, tokens, (), **sizes) == {}
+    assert at_contexts(model, tokens, [], 100) == {}
 
 
 def test_contexts_need_room_for_the_longest(model: GPT, tokens: Ids) -> None:
-    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 8, "batch_sequences": 4}
-    assert context_losses(model, tokens[:33], [1, 4], **sizes)["1"]
+    assert at_contexts(model, tokens[:33], [1, 4], 8)["1"]
     with pytest.raises(ConfigError, match="needs 33 tokens, has 32"):
-        context_losses(model, tokens[:32], [1, 4], **sizes)
+        at_contexts(model, tokens[:32], [1, 4], 8)
 
 
 def test_bfloat16_is_close_and_its_loss_is_taken_in_float32(model: GPT, tokens: Ids) -> None:
-    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 64, "batch_sequences": 8}
     tokens = tokens[:65]
-    exact = validation_loss(model, tokens, **sizes).loss
-    rounded = validation_loss(model, tokens, precision="bf16", **sizes).loss
+    exact = scored(model, tokens, 64, 8)["metrics"]["val/loss"]
+    rounded = scored(model, tokens, 64, 8, precision="bf16")["metrics"]["val/loss"]
     assert rounded != exact
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -202,14 +209,14 @@ def test_ranks_share_the_batches_without_overlap(model: GPT, tokens: Ids) -> Non
             partial.append(tensor)
             return tensor
 
-    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 61, "batch_sequences": 2}
-    alone = validation_loss(model, tokens, **sizes)
+    sizes: dict[str, Any] = {"block_size": BLOCK, "batch_sequences": 2}
+    alone, windows = evaluate_by_window(model, tokens, EvaluationConfig(tokens=61), **sizes)
     for rank in range(2):
-        validation_loss(model, tokens, world=Recording(rank, 2), **sizes)
+        scored(model, tokens, 61, 2, world=Recording(rank, 2))
     nats, targets, _, *each = (partial[0] + partial[1]).tolist()
-    assert (nats / targets, targets) == (pytest.approx(alone.loss, rel=1e-12), 61)
+    assert (nats / targets, targets) == (pytest.approx(alone["metrics"]["val/loss"], rel=1e-12), 61)
     assert 0 < partial[0][1] < 61
-    assert tuple(each) == alone.window_losses
+    assert tuple(each) == windows.losses
 
 
 def test_evaluate_makes_the_record_of_the_store(model: GPT, tokens: Ids) -> None:
@@ -219,8 +226,7 @@ def test_evaluate_makes_the_record_of_the_store(model: GPT, tokens: Ids) -> None
     record, _ = evaluate_by_window(model, tokens, config, byte_lengths=lengths, **sizes)
     assert record["spec"] == {"tokens": 64, "contexts": [0.5, 1.0, 4.0], "block_size": BLOCK, "context_tokens": 64}
     assert record["key"] == evaluation_key(record["spec"])
-    alone = validation_loss(model, tokens, block_size=BLOCK, total=64, batch_sequences=4, byte_lengths=lengths)
-    assert record["metrics"] == {"val/loss": alone.loss, "val/bits_per_byte": alone.bits_per_byte}
+    assert record["metrics"] == scored(model, tokens, 64, 4, byte_lengths=lengths)["metrics"]
     assert (record["contexts"].keys(), record["contexts"]["4"]) == ({"0.5", "1", "4"}, None)
     assert record["targets"] == 64
 

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from trainings import BLOCK, VOCABULARY, RandomBatches, Twice, fresh, train, weights
 
 from gpt2lab.errors import ConfigError, NumericsFault
-from gpt2lab.evaluation import context_losses, validation_loss
+from gpt2lab.evaluation import EvaluationConfig, evaluate_by_window
 from gpt2lab.optim import OptimConfig
 from gpt2lab.training import TrainState, World
 from gpt2lab.training.distributed import Replica
@@ -39,18 +39,17 @@ def trained(world: World) -> dict[str, Any]:
     state, ahead = with_sgd(), with_sgd(Twice)  # gradients at other weights, from all ranks
     records, _ = (train(s, OPTIM, UNEVEN, world=world, micro_batch_sequences=3) for s in (state, ahead))
     tokens = np.random.default_rng(5).integers(0, VOCABULARY, 101)
-    sizes: dict[str, Any] = {"block_size": BLOCK, "total": 100, "batch_sequences": 2, "world": world}
-    lengths = np.arange(VOCABULARY)
-    validation = validation_loss(state.model, tokens, byte_lengths=lengths, **sizes)  # type: ignore[arg-type]
-    contexts = context_losses(state.model, tokens, [0.5, 1], **{**sizes, "total": 48})  # type: ignore[arg-type]
+    config = EvaluationConfig(tokens=100, contexts=(0.5, 1), context_tokens=48)
+    how: dict[str, Any] = {"byte_lengths": np.arange(VOCABULARY), "world": world}
+    record, _ = evaluate_by_window(state.model, tokens, config, block_size=BLOCK, batch_sequences=2, **how)  # type: ignore[arg-type]
     return {
         "loss": torch.tensor([r.metrics["train/loss"] for r in records]),
         "norm": torch.tensor([r.metrics["train/grad_norm"] for r in records]),
         "tokens": torch.tensor([r.tokens for r in records]),
         "weights": weights(state),
         "ahead": weights(ahead),
-        "validation": torch.tensor([validation.loss, validation.bits_per_byte or math.nan, validation.targets]),
-        "contexts": torch.tensor([contexts["0.5"] or math.nan, contexts["1"] or math.nan]),
+        "validation": torch.tensor([*record["metrics"].values(), record["targets"]]),
+        "contexts": torch.tensor([*record["contexts"].values()]),
     }
 
 
