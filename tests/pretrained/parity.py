@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GPT2Config, GPT2LMHeadModel
+from their_gpt2 import their_model
+from transformers import GPT2LMHeadModel
 
 from gpt2lab import load_gpt2
 from gpt2lab.config import load_config
@@ -56,20 +57,11 @@ class Data:
 
 
 def their_gpt2(model: ModelConfig) -> GPT2LMHeadModel:
-    """transformers' own random start, with biases and norms away from zeros and ones, or they would be untested."""
-    torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd, n_positions=model.block_size,
-            vocab_size=model.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
-            bos_token_id=None, eos_token_id=None,
-        )
+    """transformers' own random start, but for biases and norms."""
+    return their_model(
+        spread=0.0, n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd, n_positions=model.block_size,
+        vocab_size=model.vocab_size,
     )  # fmt: skip
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return theirs
 
 
 def far(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> tuple[float, float]:

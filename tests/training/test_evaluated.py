@@ -84,14 +84,6 @@ def test_judging_after_every_step_changes_nothing(choice: dict[str, Any]) -> Non
     assert equal(trained(watched), trained(quiet)) and equal(judged(watched), judged(quiet))
 
 
-def test_an_average_leaves_the_training_alone() -> None:
-    plain, averaged = started({}), started(EMA)
-    train(plain)
-    train(averaged, optim_of(EMA))
-    assert equal(trained(plain), trained(averaged))
-    assert not equal(judged(averaged), trained(averaged)) and equal(judged(plain), trained(plain))
-
-
 def test_a_canonical_checkpoint_has_no_more_than_before(tmp_path: Path) -> None:
     state = started({})
     train(state, stop_at=1)

@@ -63,16 +63,6 @@ def test_looking_a_step_late_changes_no_bit() -> None:
     assert seen[True] == seen[False]
 
 
-def test_a_step_late_a_divergence_is_seen_before_the_next_update() -> None:
-    state = fresh()
-    last = weights(state)
-    with spoiled(state, 2), pytest.raises(Diverged, match="step 3"):  # noqa: PT012
-        for _ in training(state, late=True):
-            last = weights(state)
-    assert state.step == 2
-    assert torch.equal(weights(state), last)
-
-
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stop_is_in_the_record_of_its_step(late: bool) -> None:
     asked = iter([False, True, True, True, True, True])

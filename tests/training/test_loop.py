@@ -132,14 +132,17 @@ def test_gradients_are_clipped_to_the_norm() -> None:
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("clip", [1.0, None])
-def test_a_gradient_that_is_not_finite_stops_in_its_step_with_clean_weights(value: float, clip: float | None) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gradient_that_is_not_finite_stops_in_its_step_with_clean_weights(
+    value: float, clip: float | None, late: bool
+) -> None:
     optim = OptimConfig(lr=1e-2, warmup_steps=2, grad_clip=clip)
     reference, state = fresh(optim), fresh(optim)
     train(reference, optim, micro_batch_sequences=4)
     records: list[StepRecord] = []
     snapshot = weights(state)
     with spoiled(state, 5, value=value), pytest.raises(Diverged, match="step 3: loss") as caught:  # noqa: PT012
-        for record in training(state, optim, micro_batch_sequences=4):
+        for record in training(state, optim, micro_batch_sequences=4, late=late):
             records.append(record)
             snapshot = weights(state)
     assert caught.value.step == 3
