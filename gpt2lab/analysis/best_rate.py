@@ -74,17 +74,11 @@ class BestRateDifference:
             for arm, variance in self._arms
             if arm.search
         )  # no lowest loss lies further below the trials
-        self._intervals: dict[float, tuple[float, float]] = {}
 
     def interval(self, critical: float) -> tuple[float, float]:
         """The values whose distance is at most `critical`."""
         if not math.isfinite(critical):
             return -math.inf, math.inf
-        if critical not in self._intervals:
-            self._intervals[critical] = self._interval(critical)
-        return self._intervals[critical]
-
-    def _interval(self, critical: float) -> tuple[float, float]:
         differences, distance = self._distances(1.5 * critical * self._se + self._reach)
         inside = differences[distance <= critical]
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.difference, self.difference)

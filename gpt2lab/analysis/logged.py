@@ -53,10 +53,9 @@ def logged_rows(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
     """
     if not path.is_dir() and not any(path.match(pattern) for pattern in READERS):
         return None
-    files = {pattern: [path] if path.match(pattern) else sorted(path.rglob(pattern)) for pattern in READERS}
     runs: list[LoggedRun] = []
     for pattern, reader in READERS.items():
-        for file in files[pattern]:
+        for file in [path] if path.match(pattern) else sorted(path.rglob(pattern)):
             try:
                 runs += reader(file)
             except (ValueError, KeyError, TypeError, IndexError, OSError, struct.error, sqlite3.Error) as error:

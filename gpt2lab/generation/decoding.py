@@ -151,18 +151,13 @@ class Batch:
         """The next token of every sample."""
         if self.window is not None and self.cache.length + self.unread.shape[1] > self.window:
             self.cache, self.unread = Cache(), self.tokens[:, -max(1, self.window // 2) :]
-        scores = self.scores(self.unread)
+        scores = self.reader.scores(self.unread, self.cache)  # (n, V)
+        if self.vocab_size is not None:
+            scores[:, self.vocab_size :] = NEVER
         new = choose(scores, self.tokens, self.settings, self.random)
         self.unread = new[:, None].to(self.tokens.device)
         self.tokens = torch.cat([self.tokens, self.unread], 1)
         return dict(zip(self.samples, new.tolist(), strict=True))
-
-    def scores(self, tokens: Tensor) -> Tensor:
-        """(n, T) -> (n, V)"""
-        scores = self.reader.scores(tokens, self.cache)
-        if self.vocab_size is not None and self.vocab_size < scores.shape[1]:
-            scores[:, self.vocab_size :] = NEVER
-        return scores
 
 
 # --- from scores to the next token ---
