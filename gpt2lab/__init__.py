@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     )
     from gpt2lab.basics.progress import Event, Message, Progress, show_progress
     from gpt2lab.config import load_config
-    from gpt2lab.evaluation import Task, choose, complete, fill, metric, task, written
+    from gpt2lab.evaluation.metrics import metric
+    from gpt2lab.evaluation.tasks import Task, choose, complete, fill, task, written
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.planning.ablation import scales_of
     from gpt2lab.pretrained import load_gpt2, save_gpt2, save_model
@@ -64,7 +65,8 @@ _MODULES = {
         "train",
     ),
     "gpt2lab.config": ("load_config",),
-    "gpt2lab.evaluation": ("Task", "choose", "complete", "fill", "metric", "task", "written"),
+    "gpt2lab.evaluation.metrics": ("metric",),
+    "gpt2lab.evaluation.tasks": ("Task", "choose", "complete", "fill", "task", "written"),
     "gpt2lab.basics.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.planning.ablation": ("scales_of",),

@@ -94,7 +94,7 @@ def make_floor(
 
 def _place(config: Config, data: Prepared, machine: Machine) -> dict[str, Any]:
     """What a floor is valid for, in addition to its scale."""
-    from gpt2lab.evaluation import evaluation_key  # imports torch, which a list of floors does not need
+    from gpt2lab.evaluation.validation import evaluation_key  # imports torch, which a list of floors does not need
 
     return {
         "tokens": config.training.steps * config.training.batch_tokens,

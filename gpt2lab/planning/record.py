@@ -23,7 +23,7 @@ from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import plural
 from gpt2lab.config import Config
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.evaluation import evaluation_key
+from gpt2lab.evaluation.validation import evaluation_key
 from gpt2lab.identity import choices, digest, settings
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm

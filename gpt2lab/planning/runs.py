@@ -19,7 +19,7 @@ from gpt2lab.config import Config
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import Gpt2labError
-from gpt2lab.evaluation import evaluation_key
+from gpt2lab.evaluation.validation import evaluation_key
 from gpt2lab.identity import choices, component_code, core_code, digest, run_id, run_identity, settings
 from gpt2lab.inspection.costs import Costs, costs
 from gpt2lab.planning.ablation import Arm

@@ -29,7 +29,7 @@ from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import DataFault, EnvironmentFault, Gpt2labError, LockHeld
-from gpt2lab.evaluation import validation_documents
+from gpt2lab.evaluation.windows import validation_documents
 from gpt2lab.identity import digest
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_averaging, build_optimizers

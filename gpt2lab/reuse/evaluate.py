@@ -12,7 +12,7 @@ from gpt2lab.config import Config
 from gpt2lab.data.corpora import corpus
 from gpt2lab.data.shards import DataConfig, prepare
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import apply, task
+from gpt2lab.evaluation.metrics import apply
 from gpt2lab.evaluation.tasks import (
     TaskResult,
     answer_task,
@@ -21,6 +21,7 @@ from gpt2lab.evaluation.tasks import (
     from_record,
     open_task,
     record,
+    task,
     task_result,
 )
 from gpt2lab.identity import digest

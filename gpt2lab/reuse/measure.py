@@ -25,7 +25,7 @@ from gpt2lab.config import Config, config_from_text
 from gpt2lab.data.prepared import Prepared, find_prepared
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import ConfigError, DataFault, command
-from gpt2lab.evaluation import Subject, apply, metric
+from gpt2lab.evaluation.metrics import Subject, apply, metric
 from gpt2lab.evaluation.tasks import Tell
 from gpt2lab.identity import PLUGIN, choices, component_code, core_code, digest, parse, reached
 from gpt2lab.model import GPT, build_model

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from gpt2lab.config import Config
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.evaluation import EvaluationConfig, Parts, WindowLosses, evaluate_by_window
 from gpt2lab.evaluation.tasks import EncodedTask, answer_task, encode_task, read_tasks, task_result
-from gpt2lab.evaluation.validation import plain_windows
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window, plain_windows
+from gpt2lab.evaluation.windows import Parts, WindowLosses
 from gpt2lab.inspection.costs import peak_flops, slower_precision
 from gpt2lab.model import GPT
 from gpt2lab.runner.job import Job

@@ -24,7 +24,8 @@ from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_verified
 from gpt2lab.errors import DataFault, EnvironmentFault, LockHeld, Preempted, command
-from gpt2lab.evaluation import Parts, WindowLosses, divisions, evaluation_key, validation_documents
+from gpt2lab.evaluation.validation import evaluation_key
+from gpt2lab.evaluation.windows import Parts, WindowLosses, divisions, validation_documents
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.pretrained.origin import start_from_weights

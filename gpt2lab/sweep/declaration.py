@@ -15,7 +15,7 @@ from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import YamlSource
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.evaluation import evaluation_key
+from gpt2lab.evaluation.validation import evaluation_key
 from gpt2lab.identity import digest
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm, scale_name, smallest_effect

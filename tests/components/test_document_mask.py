@@ -11,7 +11,7 @@ from gpt2lab.components.attend import Mask
 from gpt2lab.components.context import Cache, ForwardContext
 from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
-from gpt2lab.evaluation import EvaluationConfig, evaluate_by_window
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window
 from gpt2lab.model import GPT
 
 END = 50

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.evaluation import EvaluationConfig, Subject, apply, evaluate_by_window, metric
 from gpt2lab.evaluation import metrics as module
+from gpt2lab.evaluation.metrics import Subject, apply, metric
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window
 from gpt2lab.model import ModelConfig, build_model
 
 BLOCK, VOCABULARY, TOTAL = 16, 23, 123

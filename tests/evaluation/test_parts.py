@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2lab.data.prepared import Prepared, Tokens
-from gpt2lab.evaluation import EvaluationConfig, Parts, divisions, evaluate_by_window
 from gpt2lab.evaluation import windows as parts
-from gpt2lab.evaluation.windows import Targets
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window
+from gpt2lab.evaluation.windows import Parts, Targets, divisions
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.store import Store
 from gpt2lab.training import World

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.evaluation import (
-    EvaluationConfig,
-    evaluate_by_window,
-    evaluation_key,
-    validation_documents,
-)
-from gpt2lab.evaluation.windows import divided, windows_by_document
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window, evaluation_key
+from gpt2lab.evaluation.windows import divided, validation_documents, windows_by_document
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.store import Store
 from gpt2lab.training import World

@@ -15,7 +15,7 @@ from tiny_plan import ABLATION, Planned
 
 from gpt2lab.data.prepared import Prepared, Tokens
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.evaluation import evaluation_key
+from gpt2lab.evaluation.validation import evaluation_key
 from gpt2lab.executors import local
 from gpt2lab.executors.driver import executor_for
 from gpt2lab.experiments.ablation import job_of

@@ -27,8 +27,7 @@ from workers import ForkedRank, folder_of, is_alive, rows_of, wait_until
 from gpt2lab.config import load_config
 from gpt2lab.data.shards import prepare
 from gpt2lab.errors import Gpt2labError, Preempted
-from gpt2lab.evaluation import Task, complete, task, written
-from gpt2lab.evaluation.tasks import GREEDY, PERPLEXITY
+from gpt2lab.evaluation.tasks import GREEDY, PERPLEXITY, Task, complete, task, written
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.experiments.single import error_of

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from trainings import BLOCK, VOCABULARY, RandomBatches, Twice, fresh, train, weights
 
 from gpt2lab.errors import ConfigError, NumericsFault
-from gpt2lab.evaluation import EvaluationConfig, evaluate_by_window
+from gpt2lab.evaluation.validation import EvaluationConfig, evaluate_by_window
 from gpt2lab.optim import OptimConfig
 from gpt2lab.training import TrainState, World
 from gpt2lab.training.distributed import Replica
