@@ -505,9 +505,8 @@ def report(
     from gpt2lab.reports.sweep import write_sweep_report
 
     if Store(runs).kind(name) == "sweep":
-        return write_sweep_report(read_sweep(name, runs), out=Path(out))
-    study = read_study(name, runs, force_exploratory=force_exploratory)
-    return write_report(study, out=out, force_exploratory=force_exploratory)
+        return write_sweep_report(read_sweep(name, runs), out)
+    return write_report(read_study(name, runs, force_exploratory=force_exploratory), out)
 
 
 def write_samples(name: str, *, runs: str | Path = "runs", tokens: int = 100) -> None:

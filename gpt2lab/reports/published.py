@@ -275,13 +275,14 @@ class PublishedAgreement:
 
 
 def agree(
-    contrast: Contrast, direction: int, *, smallest_effect: float, size: float | None, same_class: bool, scale: str
+    study: Study, contrast: Contrast, direction: int, size: float | None, *, same_class: bool
 ) -> PublishedAgreement:
     """How a verdict agrees with an effect in this `direction` (-1 better, 0 none, 1 worse).
 
-    size: what was published for it at the scale of the study, in the study's unit; None where nothing was.
+    size: what was published for it, in nats; None where nothing was. same_class: at the scale of the study.
     """
-    measured = found_direction(contrast)
+    measured, scale = found_direction(contrast), study.scale or study.scope.preset or DASH
+    same_class = same_class and SIGN_ONLY not in (study.caveat or "")
     if measured is None:
         return PublishedAgreement(OPEN, OPEN, _undecided(contrast))
     if measured == direction:
@@ -293,10 +294,11 @@ def agree(
         return PublishedAgreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
     if not same_class:
         return PublishedAgreement(OPEN, f"not seen at {scale}", "what was expected is not said of this size")
-    if size is None:
+    if size is None or unit(study) != "nats":  # bits per byte depend on the tokenizer
         return PublishedAgreement(OPEN, "not seen", "how large the expected difference is was not published")
-    why = f"no difference larger than {smallest_effect:g}; the published one is {size:.2g}"
-    too_small = size < smallest_effect
+    least = smallest_effect(study)
+    why = f"no difference larger than {least:g}; the published one is {size:.2g}"
+    too_small = size < least
     return PublishedAgreement(OPEN, "too small to see", why) if too_small else PublishedAgreement(AGAINST, AGAINST, why)
 
 
@@ -314,20 +316,8 @@ def found_direction(contrast: Contrast) -> int | None:
 
 def with_published(study: Study, contrast: Contrast, effect: PublishedEffect) -> PublishedAgreement:
     """The agreement with a published effect."""
-    return _agree(study, contrast, effect.direction, effect.size, one_class(study, effect.parameters))
-
-
-def _agree(
-    study: Study, contrast: Contrast, direction: int, size: float | None, same_class: bool
-) -> PublishedAgreement:
-    return agree(
-        contrast,
-        direction,
-        smallest_effect=smallest_effect(study),
-        size=size if unit(study) == "nats" else None,  # bits per byte depend on the tokenizer
-        same_class=same_class and SIGN_ONLY not in (study.caveat or ""),
-        scale=study.scale or study.scope.preset or DASH,
-    )
+    same_class = one_class(study, effect.parameters)
+    return agree(study, contrast, effect.direction, effect.size, same_class=same_class)
 
 
 def with_expected(
@@ -340,7 +330,7 @@ def with_expected(
     stated = [float(count) * {"M": 1e6, "B": 1e9}[suffix] for count, suffix in SIZE.findall(expected)]
     same = not stated or any(one_class(study, size) for size in stated)
     sizes = [e.size for e in effects if e.direction == direction and e.size and one_class(study, e.parameters)]
-    return _agree(study, contrast, direction, max(sizes, default=None), same)
+    return agree(study, contrast, direction, max(sizes, default=None), same_class=same)
 
 
 def expectation(study: Study, contrast: Contrast) -> tuple[str, PublishedAgreement | None]:

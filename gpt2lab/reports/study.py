@@ -19,7 +19,7 @@ from gpt2lab.records import page_folder
 from gpt2lab.reports.index import agreements, compute
 from gpt2lab.reports.page import Page, Remark, csv_text, made_of, page_place, sum_of, terminal_table, write_page
 from gpt2lab.reports.published import AGAINST, expectation
-from gpt2lab.reports.read import StudyRead, read_study
+from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.sections import tuned
 from gpt2lab.reports.sections.curves import holding
 from gpt2lab.reports.sections.method import failed_runs, floor_sentence, strongest_caveat
@@ -31,18 +31,13 @@ NARROW = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
 """Columns of the table of verdicts that a narrow terminal shows."""
 
 
-def write_report(
-    study: str | StudyRead, *, root: str | Path = "runs", out: str | Path = "reports", force_exploratory: bool = False
-) -> Path:
+def write_report(read: StudyRead, out: str | Path = "reports") -> Path:
     """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json;
     returns index.html.
 
-    study: its name in the store at `root`, or what `read_study` read of it.
-    force_exploratory: show numbers where a verdict is refused, under a banner that says so.
-    The study may be incomplete; the page then says what is missing. Raises ConfigError for an unknown study, DataFault
-    for a damaged record, EnvironmentFault when the folder cannot be written (the old report stays).
+    The study may be incomplete; the page then says what is missing. Raises EnvironmentFault when the folder cannot be
+    written (the old report stays).
     """
-    read = study if isinstance(study, StudyRead) else read_study(study, root, force_exploratory=force_exploratory)
     page = build(read)
     numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page)}
     return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name), sum_of(read))

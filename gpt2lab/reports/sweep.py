@@ -23,7 +23,6 @@ from gpt2lab.reports.read import (
     SearchRead,
     SweepRead,
     ranked,
-    read_sweep,
 )
 from gpt2lab.reports.sections.searches import settings_text
 from gpt2lab.reports.sections.trials import best_configs, best_files
@@ -32,15 +31,12 @@ TOP = 5
 """Trials that a terminal shows."""
 
 
-def write_sweep_report(sweep: str | SweepRead, *, root: str | Path = "runs", out: str | Path = "reports") -> Path:
+def write_sweep_report(read: SweepRead, out: str | Path = "reports") -> Path:
     """Write `out`/<sweep>/ with index.html, report.md, figures/, trials.csv, sweep.json and, once a trial has finished,
     best.yaml (best-<search>.yaml for each of several searches); returns index.html.
 
-    sweep: its name in the store at `root`, or what `read_sweep` read of it.
-    Raises ConfigError for an unknown sweep, DataFault for a damaged record, EnvironmentFault when the folder cannot be
-    written (the old report stays).
+    Raises EnvironmentFault when the folder cannot be written (the old report stays).
     """
-    read = sweep if isinstance(sweep, SweepRead) else read_sweep(sweep, root)
     page, folder, configs = build(read), page_folder(out, read.name), best_configs(read)
     numbers = {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs}
     index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"), sum_of(read))
@@ -225,12 +221,9 @@ def _json(read: SweepRead, page: Page) -> str:
     )
 
 
-def terminal_sweep(
-    sweep: str | SweepRead, *, root: str | Path = "runs", out: str | Path = "reports", kept: bool = False
-) -> Group:
+def terminal_sweep(read: SweepRead, out: str | Path = "reports", *, kept: bool = False) -> Group:
     """What a terminal shows at the end of a sweep: the answer, the best five of every search, where the page lies.
     kept: the page lay there already."""
-    read = sweep if isinstance(sweep, SweepRead) else read_sweep(sweep, root)
     shown: list[RenderableType] = [Text(f"{remark.head} {remark.text}", style="yellow") for remark in warnings(read)]
     shown += [Text(sentence, style="bold") for sentence in answer(read)]
     for label, search in read.searches.items():

@@ -22,11 +22,12 @@ def make_study(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/ and the report of one complete study; to be read only."""
+    from gpt2lab.reports.read import read_study
     from gpt2lab.reports.study import write_report
 
     folder = tmp_path_factory.mktemp("finished")
     declare(folder / "runs")
-    write_report("posenc", root=folder / "runs", out=folder / "reports")
+    write_report(read_study("posenc", folder / "runs"), folder / "reports")
     return folder
 
 

@@ -71,7 +71,7 @@ def leave(runs: Path, arm: str, seed: int, scale: float = 1.0, **result: Any) ->
 
 def written(runs: Path) -> str:
     """The report's HTML, its entities read."""
-    return html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
+    return html.unescape(write_report(read_study("posenc", runs), runs.parent / "reports").read_text())
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_means_leave_out_what_did_not_finish(study: Path) -> None:
 
 
 def test_the_page_and_its_twin_tell_what_broke_off_and_what_jumped(study: Path, tmp_path: Path) -> None:
-    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    index = write_report(read_study("posenc", study), tmp_path / "reports")
     source, twin = index.read_text(), (index.parent / "report.md").read_text()
     said = (
         "Training health (3 spikes, 2 skipped steps, 1 run diverged)", "41.2 %",
@@ -204,7 +204,7 @@ def test_no_value_of_a_record_costs_the_page(make_study: MakeStudy, tmp_path: Pa
 @pytest.mark.usefixtures("no_figures")
 def test_words_of_a_record_cannot_become_markup(study: Path, tmp_path: Path) -> None:
     leave(study, "learned", 0, notes=[HOSTILE], peak_from=HOSTILE, divergence={"step": HOSTILE, "batch": {HOSTILE: 1}})
-    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    index = write_report(read_study("posenc", study), tmp_path / "reports")
     source, twin = index.read_text(), (index.parent / "report.md").read_text()
     assert "<script" not in source + re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
     assert text.markdown(HOSTILE) in twin

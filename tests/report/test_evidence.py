@@ -41,7 +41,7 @@ def add_curve(root: Path, study: dict[str, Any], arm: str, means: dict[float, fl
 
 def told(root: Path, study: dict[str, Any]) -> str:
     write(root / "runs/studies/posenc@nano.json", study)
-    index = write_report("posenc", root=root / "runs", out=root / "reports")
+    index = write_report(read_study("posenc", root / "runs"), root / "reports")
     return (index.parent / "report.md").read_text().replace("\\", "")
 
 

@@ -31,7 +31,7 @@ def place(tmp_path: Path) -> Path:
     record(root, scale="micro", means={**POSENC, "rotary": 2.3})
     Store(root).conclude(Store(root).study("posenc@micro"), SAID)
     for name in NAMES:
-        publish(write_report(name, root=root, out=tmp_path / "reports").parent, tmp_path / "published")
+        publish(write_report(read_study(name, root), tmp_path / "reports").parent, tmp_path / "published")
     return tmp_path / "published"
 
 
@@ -59,7 +59,7 @@ def test_a_conclusion_is_of_the_runs_that_it_was_drawn_from(tmp_path: Path) -> N
     record(root, means=POSENC)
     name = "posenc@gpt2-124m"
     Store(root).conclude(Store(root).study(name), SAID)
-    text = write_report(name, root=root, out=tmp_path / "reports").read_text()
+    text = write_report(read_study(name, root), tmp_path / "reports").read_text()
     assert f"The author concludes: {SAID}" in Reader(text).text
     study = Store(root).study(name)
     arms = {arm: entry.with_(runs={}) if arm == "rotary" else entry for arm, entry in study.arms.items()}

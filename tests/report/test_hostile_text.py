@@ -19,6 +19,7 @@ from gpt2lab.records import SweepRecord
 from gpt2lab.reports.front import write_front
 from gpt2lab.reports.index import write_index
 from gpt2lab.reports.page import publish
+from gpt2lab.reports.read import read_study, read_sweep
 from gpt2lab.reports.study import write_report
 from gpt2lab.reports.sweep import write_sweep_report
 from gpt2lab.store import Store
@@ -95,7 +96,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 run = store.run(run_id(name, 0))
                 run.write_samples({ALL: ALL})
                 run.remark(tags=[ALL], note=ALL)
-            made[f"study {number}"] = write_report("posenc", root=root, out=folder / f"out{number}").read_text()
+            made[f"study {number}"] = write_report(read_study("posenc", root), folder / f"out{number}").read_text()
         made["index"] = write_index(root, folder / "index").read_text()
         publish(folder / f"out{number}" / "posenc@nano", folder / "published")
         made["front"] = write_front(folder / "published").read_text()
@@ -103,7 +104,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                    "choices": HOSTILE, "when": None}  # fmt: skip
         declared = hostile(sweep({name: search(name, space=(choices,), trials=12) for name in HOSTILE[:6]}))
         store.write_sweep(SweepRecord.read(declared, "made up"))
-        made["sweep"] = write_sweep_report(declared["name"], root=root, out=folder / "sweep").read_text()
+        made["sweep"] = write_sweep_report(read_sweep(declared["name"], root), folder / "sweep").read_text()
         shown = [g.load_study("posenc", root), g.load_study("posenc", root).verdicts]
         made["notebook"] = f"<html><head></head><body>{''.join(one._repr_html_() for one in shown)}</body></html>"
         yield made

@@ -14,6 +14,7 @@ from many_studies import record
 from page_reader import Reader, assert_harmless
 
 from gpt2lab.reports.index import write_index
+from gpt2lab.reports.read import read_study
 from gpt2lab.reports.tables import difference_cell
 
 HOSTILE = "<script>alert(1)</script> | \"x\" onload='y' [a](javascript:b) `c` $x^2$"
@@ -61,7 +62,7 @@ def test_verdicts_are_those_of_the_studys_own_report_whatever_lies_beside_it(tmp
     from gpt2lab.reports.study import write_report
 
     declare(tmp_path / "runs")
-    file = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports").parent / "verdicts.json"
+    file = write_report(read_study("posenc", tmp_path / "runs"), tmp_path / "reports").parent / "verdicts.json"
     own = json.loads(file.read_text())
     file.write_text('{"contrasts": [{"arm": "rotary", "against": "learned", "word": "worse"}]}')
     [study] = made(tmp_path)[2]["studies"]

@@ -104,7 +104,7 @@ def test_what_changes_nothing_leaves_it(written: Path, no_figures: None) -> None
     store = Store(written / "runs")
     record = typed(json.loads((written / "runs/studies/posenc@nano.json").read_text()))
     store.write_study(record)
-    write_report("posenc", root=store.root, out=written / "reports")
+    write_report(read_study("posenc", store.root), written / "reports")
     store.write_study(record)
     (store.run(RUN).path / "checkpoints/step_000800").mkdir(parents=True)
     (store.root / "mlflow.db").touch()
@@ -113,7 +113,7 @@ def test_what_changes_nothing_leaves_it(written: Path, no_figures: None) -> None
 
 def test_a_page_with_an_error_in_a_section_is_drawn_again(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "_made_or_error", lambda entry, read: [Section(title=entry.title, failed=True)])
-    write_report("posenc", root=written / "runs", out=written / "reports")
+    write_report(read_study("posenc", written / "runs"), written / "reports")
     assert not current(written)
 
 

@@ -73,7 +73,7 @@ def read(runs: Path) -> Origins:
 
 def section_of(runs: Path) -> str:
     """The section's text on the page; "" without one."""
-    source = html.unescape(write_report("posenc", root=runs, out=runs.parent / "reports").read_text())
+    source = html.unescape(write_report(read_study("posenc", runs), runs.parent / "reports").read_text())
     _, there, rest = source.partition("<h2>Where the difference comes from</h2>")
     text = re.sub(r"</?code>", "`", rest.partition("<h2>")[0])
     return re.sub(r"<[^>]+>", " ", text) if there else ""
@@ -165,7 +165,7 @@ def test_a_file_that_is_no_record_makes_its_run_damaged(study: Path, damage: Any
 
 
 def test_page_and_twin_show_table_and_figure(study: Path, tmp_path: Path) -> None:
-    index = write_report("posenc", root=study, out=tmp_path / "reports")
+    index = write_report(read_study("posenc", study), tmp_path / "reports")
     source, twin = index.read_text(), (index.parent / "report.md").read_text()
     places = [source.index(part) for part in ("Verdicts", "Where the difference comes from", "What it costs")]
     assert places == sorted(places)

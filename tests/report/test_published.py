@@ -181,14 +181,12 @@ AGREEMENTS = [
 def test_the_rules_of_agreement(
     word: str, direction: int, size: float | None, same: bool, kind: str, shown: str
 ) -> None:
-    said = agree(contrast(word), direction, smallest_effect=0.005, size=size, same_class=same, scale="nano")
+    said = agree(study(842e3), contrast(word), direction, size, same_class=same)
     assert (said.kind, said.word) == (kind, shown)
 
 
 def test_a_verdict_that_decides_nothing_says_why() -> None:
-    said = agree(
-        contrast("exploratory", "fewer than 3 seeds"), -1, smallest_effect=1, size=None, same_class=True, scale=""
-    )
+    said = agree(study(), contrast("exploratory", "fewer than 3 seeds"), -1, None, same_class=True)
     assert said.why == "exploratory: fewer than 3 seeds"
 
 

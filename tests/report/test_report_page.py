@@ -33,7 +33,7 @@ HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1
 
 def report(root: Path, name: str = "posenc") -> tuple[str, str, Reader]:
     """Write the report -> (HTML, Markdown, the HTML read)."""
-    index = write_report(name, root=root / "runs", out=root / "reports")
+    index = write_report(read_study(name, root / "runs"), root / "reports")
     source = index.read_text()
     return source, (index.parent / "report.md").read_text(), Reader(source)
 
@@ -109,7 +109,7 @@ def test_published_pages_have_no_links_to_this_machine(finished: Path, tmp_path:
 
 @pytest.mark.slow
 def test_writing_twice_gives_equal_files(finished: Path, tmp_path: Path, pixels: None) -> None:
-    index = write_report("posenc@nano", root=finished / "runs", out=tmp_path)
+    index = write_report(read_study("posenc@nano", finished / "runs"), tmp_path)
     assert_same_files(index.parent, finished / "reports/posenc@nano")
 
 

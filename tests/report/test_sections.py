@@ -15,7 +15,7 @@ from gpt2lab.cli import results
 from gpt2lab.registry import load_plugin
 from gpt2lab.reports import page
 from gpt2lab.reports.page import Section, section
-from gpt2lab.reports.read import StudyRead
+from gpt2lab.reports.read import StudyRead, read_study
 from gpt2lab.reports.study import write_report
 from gpt2lab.reports.tables import Cell, Link, Row, Table, columns
 
@@ -42,7 +42,7 @@ def test_the_example_of_the_documentation_stands_where_it_says(make_study: MakeS
     make_study({"learned": 2.15, "rotary": 1.9})
     (tmp_path / "mine.py").write_text(EXAMPLE)
     load_plugin(tmp_path / "mine.py")
-    index = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports")
+    index = write_report(read_study("posenc", tmp_path / "runs"), tmp_path / "reports")
     found = ["".join(pair) for pair in titles(index.read_text())]
     assert found[found.index("What it costs") + 1] == "The best seed"
     twin = part_of((index.parent / "report.md").read_text(), "The best seed")
@@ -73,14 +73,14 @@ def test_a_section_that_fails_costs_its_own_line(
         raise ValueError(f"<b>{read.name}\x1b")
 
     before = page.SECTIONS["study"][:-1]
-    index = write_report("posenc", root=tmp_path / "runs", out=tmp_path / "reports")
+    index = write_report(read_study("posenc", tmp_path / "runs"), tmp_path / "reports")
     read = Reader(index.read_text())
     assert "This section could not be made" in read.text and "ValueError: <b>posenc@nano\ufffd" in read.text
     assert "<b>" not in index.read_text() and "half of it" not in read.text
     line = broken.__code__.co_firstlineno + 3
     assert f"broken, test_sections.py:{line} made no section: ValueError" in capsys.readouterr().err
     monkeypatch.setattr(page, "SECTIONS", {**page.SECTIONS, "study": before})
-    whole = Reader(write_report("posenc", root=tmp_path / "runs", out=tmp_path / "whole").read_text())
+    whole = Reader(write_report(read_study("posenc", tmp_path / "runs"), tmp_path / "whole").read_text())
     assert set(whole.words) <= set(read.words)  # every other section is there
 
 

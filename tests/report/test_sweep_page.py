@@ -31,6 +31,7 @@ from rich.console import Console
 from gpt2lab.basics import text
 from gpt2lab.errors import ConfigError, DataFault
 from gpt2lab.reports.index import write_index
+from gpt2lab.reports.read import SweepRead, read_sweep
 from gpt2lab.reports.sweep import terminal_sweep, write_sweep_report
 
 HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
@@ -41,13 +42,13 @@ def lr_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a page over one learning rate; to be read only."""
     root = tmp_path_factory.mktemp("lr")
     keep(root / "runs", sweep())
-    return write_sweep_report("lr", root=root / "runs", out=root / "reports").parent
+    return write_sweep_report(read_sweep("lr", root / "runs"), root / "reports").parent
 
 
 def report(root: Path, record: dict[str, Any]) -> tuple[Path, str, str, Reader]:
     """-> (folder, HTML, Markdown, the HTML read)"""
     keep(root / "runs", record)
-    index = write_sweep_report(record["name"], root=root / "runs", out=root / "reports")
+    index = write_sweep_report(read_sweep(record["name"], root / "runs"), root / "reports")
     source = index.read_text()
     return index.parent, source, (index.parent / "report.md").read_text(), Reader(source)
 
@@ -86,7 +87,7 @@ def test_the_twin_says_what_the_page_says(lr_page: Path) -> None:
 
 @pytest.mark.slow
 def test_writing_twice_gives_equal_files(lr_page: Path, tmp_path: Path, pixels: None) -> None:
-    assert_same_files(write_sweep_report("lr", root=lr_page.parents[1] / "runs", out=tmp_path).parent, lr_page)
+    assert_same_files(write_sweep_report(read_sweep("lr", lr_page.parents[1] / "runs"), tmp_path).parent, lr_page)
 
 
 def test_the_numbers_beside_the_page(lr_page: Path) -> None:
@@ -223,7 +224,7 @@ def test_the_winning_config_is_that_of_the_record(lr_page: Path, tmp_path: Path)
 def test_the_same_sweep_at_other_scales(tmp_path: Path) -> None:
     names = ladder(tmp_path / "runs")
     keep(tmp_path / "runs", sweep({"lr": search(optimum=0.05)}, name="lr@tuned", part_of="x@nano"))
-    index = write_sweep_report(names[1], root=tmp_path / "runs", out=tmp_path / "reports")
+    index = write_sweep_report(read_sweep(names[1], tmp_path / "runs"), tmp_path / "reports")
     read = Reader(index.read_text())
     lines = part_of((index.parent / "report.md").read_text(), "Across size").splitlines()
     optima = [float(line.split("|")[3].partition(";")[0]) for line in lines if re.match(r"\| (nano|micro|mini) ", line)]
@@ -257,7 +258,7 @@ def test_two_hundred_trials_are_drawn_in_time(tmp_path: Path) -> None:
     record = wide(200)
     keep(tmp_path, record)
     started = time.process_time()
-    write_sweep_report(record["name"], root=tmp_path, out=tmp_path / "reports")
+    write_sweep_report(read_sweep(record["name"], tmp_path), tmp_path / "reports")
     assert time.process_time() - started < 5  # 2 s on a processor of 2026
 
 
@@ -282,36 +283,36 @@ def test_a_record_cannot_lead_out_of_the_folder_or_be_half_there(tmp_path: Path)
     path = keep(tmp_path / "runs", sweep())
     path.write_text(json.dumps(sweep() | {"name": "../../escape"}))
     with pytest.raises(DataFault, match="escape"):
-        write_sweep_report("lr@nano", root=tmp_path / "runs", out=tmp_path / "reports")
+        write_sweep_report(read_sweep("lr@nano", tmp_path / "runs"), tmp_path / "reports")
     broken = sweep()
     del broken["searches"]["lr"]["trials"][0]["settings"]
     path.write_text(json.dumps(broken))
     with pytest.raises(DataFault, match="settings"):
-        write_sweep_report("lr@nano", root=tmp_path / "runs", out=tmp_path / "reports")
+        write_sweep_report(read_sweep("lr@nano", tmp_path / "runs"), tmp_path / "reports")
     with pytest.raises(ConfigError, match="unknown sweep 'wd'"):
-        write_sweep_report("wd", root=tmp_path / "runs", out=tmp_path / "reports")
+        write_sweep_report(read_sweep("wd", tmp_path / "runs"), tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
 
 
-def shown(*arguments: Any, **options: Any) -> str:
+def shown(read: SweepRead, out: Path) -> str:
     with open("/dev/null", "w") as nowhere:
         console = Console(width=200, record=True, file=nowhere)
-        console.print(terminal_sweep(*arguments, **options), soft_wrap=True)
+        console.print(terminal_sweep(read, out), soft_wrap=True)
         return console.export_text()
 
 
 def test_the_terminal_says_the_answer_the_best_five_and_where_the_page_lies(lr_page: Path, tmp_path: Path) -> None:
-    told = shown("lr", root=lr_page.parents[1] / "runs", out=lr_page.parent)
+    told = shown(read_sweep("lr", lr_page.parents[1] / "runs"), lr_page.parent)
     assert told.startswith(said(sweep()))
     rows = [line.split() for line in told.splitlines() if re.fullmatch(r"\s*\d+\s+[\d.]+\s+[\d.]+\s*", line)]
     assert rows[0] == ["2", "2.0175", "0.004899"]
     assert len(rows) == 5
     assert str(lr_page / "index.html") in told
     assert str(lr_page / "best.yaml") in told
-    told = shown(made_up_sweep.read(hopeless()), out=tmp_path)
+    told = shown(made_up_sweep.read(hopeless()), tmp_path)
     assert "No answer." in told
     assert "gpt2lab report lr@nano" in told
-    told = shown(made_up_sweep.read(sweep({"[red]x[/red]": search()})), out=tmp_path)
+    told = shown(made_up_sweep.read(sweep({"[red]x[/red]": search()})), tmp_path)
     assert "Best learning rate" in told
 
 

@@ -65,7 +65,7 @@ def tuned_study(
 
 
 def told(root: Path, **options: Any) -> str:
-    write_report("posenc@nano", root=root / "runs", out=root / "reports", **options)
+    write_report(read_study("posenc@nano", root / "runs", **options), root / "reports")
     return (root / "reports/posenc@nano/report.md").read_text()
 
 
@@ -192,7 +192,7 @@ def test_searches_that_the_study_does_not_rest_on_are_not_told(make_study: MakeS
 
 def test_the_figure_has_every_arm_in_its_own_colour(make_study: MakeStudy, tmp_path: Path) -> None:
     tuned_study(make_study, tmp_path / "runs")
-    html = write_report("posenc@nano", root=tmp_path / "runs", out=tmp_path / "reports").read_text()
+    html = write_report(read_study("posenc@nano", tmp_path / "runs"), tmp_path / "reports").read_text()
     drawn = (tmp_path / "reports/posenc@nano/figures/tuned.svg").read_text()
     assert "optim.lr" in drawn and "rotary" in drawn and "learned" in drawn
     assert "#0072b2" in drawn.lower() and "#4a5563" in drawn.lower()
