@@ -20,7 +20,8 @@ import typer
 
 from benchmarks import options as o
 from gpt2lab.basics.forks import ForkServer
-from gpt2lab.basics.progress import Listener, console_for, display
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.progress import Listener, display
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors.local import Start, start_process, started
 from gpt2lab.experiments.ablation import Study, job_of

@@ -25,7 +25,7 @@ from gpt2lab.analysis import compare
 from gpt2lab.analysis.online import levels
 from gpt2lab.analysis.selftest import REAL, noise
 from gpt2lab.analysis.statistics import welch
-from gpt2lab.basics.progress import console_for
+from gpt2lab.basics.output import console_for
 from gpt2lab.cli.options import table_of
 from gpt2lab.executors.inline import InlineExecutor
 

@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.table import Table
 
-from gpt2lab.basics.progress import console_for
+from gpt2lab.basics.output import console_for
 from gpt2lab.cli.options import Json as Json
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.training.precision import choose_device, set_threads

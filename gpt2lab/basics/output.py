@@ -7,7 +7,13 @@ import io
 import os
 import select
 import sys
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG_WIDTH = 140
+"""Columns where there is no terminal."""
 
 
 class Lossy(io.RawIOBase):
@@ -83,3 +89,12 @@ def make_output_lossy() -> None:
     """For this process, whose work is worth more than its words."""
     open_closed_streams()
     sys.stdout, sys.stderr = lossy(sys.stdout), lossy(sys.stderr)
+
+
+def console_for(*, to_stderr: bool = False) -> Console:
+    """A console as wide as its terminal; where there is none, wide enough for tables to keep their lines."""
+    from rich.console import Console
+
+    file = lossy(sys.stderr if to_stderr else sys.stdout)
+    console = Console(file=file)
+    return console if console.is_terminal else Console(file=file, width=LOG_WIDTH)

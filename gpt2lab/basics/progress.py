@@ -24,7 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gpt2lab.basics.output import lossy
+from gpt2lab.basics.output import LOG_WIDTH, console_for
 from gpt2lab.basics.text import duration, harmless, shorten
 
 LINE_SECONDS, LONGEST_PAUSE = 15.0, 600.0
@@ -33,7 +33,6 @@ MOST_NAMED = 4
 """Runs of which a summary says how far they are."""
 NOTEBOOK_SECONDS = 1.0
 SHOWN_MESSAGES = 20
-LOG_WIDTH = 140
 MOST_ROWS = 40
 WIDE = 100
 """Columns of a terminal that shows every column of the table."""
@@ -217,13 +216,6 @@ def show_progress() -> Display:
     if shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell":
         return NotebookTable()
     return display(console_for())
-
-
-def console_for(*, to_stderr: bool = False) -> Console:
-    """A console as wide as its terminal; where there is none, wide enough for tables to keep their lines."""
-    file = lossy(sys.stderr if to_stderr else sys.stdout)
-    console = Console(file=file)
-    return console if console.is_terminal else Console(file=file, width=LOG_WIDTH)
 
 
 STYLES = {"running": "bold", "finished": "green", "failed": "red", "diverged": "red", "waiting": "dim"}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.cli.options import OUT, RUNS, Jobs, Out, Plugin, Runs
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, Problem, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.ablation import Study
@@ -48,7 +49,6 @@ def mcp(
     out: Out = OUT,
 ) -> None:  # fmt: skip
     """Serve programs that run experiments. Over standard input and output, by the Model Context Protocol."""
-    from gpt2lab.errors import EnvironmentFault
     from gpt2lab.planning.declaration import variant_name
 
     try:
@@ -68,7 +68,6 @@ def answering(tool: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
     from mcp.server.mcpserver.exceptions import ToolError
 
     from gpt2lab.analysis.verdicts import as_json
-    from gpt2lab.errors import Gpt2labError
 
     @functools.wraps(tool)
     def called(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -104,7 +103,6 @@ class Desk:
         """The slots of GPT-2 and its training with the components that fit them; of one slot with options, defaults
         and sources. In YAML a change is `model.norm: rmsnorm`, or `model.norm: {name: ..., option: value}`."""
         from gpt2lab.cli.catalogue import listing
-        from gpt2lab.errors import ConfigError, unknown
 
         slots = listing(self.plugins)
         if slot and slot not in slots:
@@ -167,7 +165,6 @@ class Desk:
         """How far a study of this campaign is: running, finished, failed or stopped at the end of its hours; its runs
         by status, and the last lines that it printed."""
         from gpt2lab import api
-        from gpt2lab.errors import ConfigError, Preempted, unknown
 
         budget = self.budget
         grants = {grant.study: grant for grant in budget.grants()}
@@ -224,7 +221,6 @@ class Desk:
     def _source(self, yaml: str) -> Mapping[str, Any]:
         """The mapping in a text. Raises ConfigError."""
         from gpt2lab.config.source import read_mapping
-        from gpt2lab.errors import ConfigError, Problem
 
         tree = read_mapping(yaml, "yaml").tree
         if not isinstance(tree, dict) or "arms" not in tree:

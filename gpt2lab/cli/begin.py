@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import signed
 from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen, defaults, option_places
 from gpt2lab.cli.options import (
     MAX_DAYS,
@@ -188,7 +190,6 @@ def try_(
 ) -> None:  # fmt: skip
     """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
     from gpt2lab import api
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.cli.manage import side_by_side
     from gpt2lab.cli.run import refuse_failures, studies, train
     from gpt2lab.store.listing import curve_of
@@ -265,7 +266,6 @@ class Beside:
 
     def __call__(self, event: Event) -> None:
         from gpt2lab.basics.progress import Message
-        from gpt2lab.basics.text import signed
         from gpt2lab.store.listing import curve_of
 
         self.listener(event)

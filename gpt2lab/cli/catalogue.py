@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import plural
 from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
 from gpt2lab.errors import ConfigError, nearest, unknown
 
@@ -48,18 +50,17 @@ def components(
         return
     from rich.text import Text
 
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.registry import BUG
 
     console = console_for()
     for group in selected.values():
-        table = table_of("", "", "", header=False)
+        rows = []
         for component in group["components"]:
             mark = "*" if component["name"] in group["default"] else "!" if BUG in component["tags"] else " "
             source = Text(component["source"], style="dim")
-            table.add_row(Text(f"{mark} {component['name']}"), Text(component["summary"]), source)
+            rows.append((f"{mark} {component['name']}", component["summary"], source))
         console.print(Text(f"{group['path']}: {group['what']}", style="bold"))
-        console.print(table)
+        console.print(table_of("", "", "", rows=rows))
 
 
 def listing(plugin: list[str] | None) -> dict[str, Any]:
@@ -79,7 +80,6 @@ def listing(plugin: list[str] | None) -> dict[str, Any]:
 
 def print_matrix(slot: str | None, json_: bool) -> None:
     """One line for each component and slot with refused pairs, and how many pairs there are."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import load_config
     from gpt2lab.testing.assemblies import refused_pairs
 
@@ -89,16 +89,15 @@ def print_matrix(slot: str | None, json_: bool) -> None:
             {"pairs": count, "refused": [dict(zip(("one", "other", "why"), pair, strict=True)) for pair in refused]}
         )
         return
-    table = table_of("component", "not with", "why")
     grouped: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for part, other, why in refused:
         slot, _, name = other.partition("=")
         grouped.setdefault((part, slot), []).append((name, why))
-    for (part, slot), others in grouped.items():
-        table.add_row(part, f"{slot}: {', '.join(name for name, _ in others)}", others[0][1])
+    rows = [(part, f"{slot}: {', '.join(name for name, _ in others)}", others[0][1])
+            for (part, slot), others in grouped.items()]  # fmt: skip
     console = console_for()
     if grouped:
-        console.print(table)
+        console.print(table_of("component", "not with", "why", rows=rows))
     say(console, f"{count:,} pairs of components of two slots, {count - len(refused):,} of which combine; "
                  "options with limits of their own are checked by `gpt2lab check`")  # fmt: skip
 
@@ -198,7 +197,6 @@ def option_places(name: str, slots: Mapping[str, Slot]) -> list[Component]:
 
 def option_explanation(name: str, places: Sequence[Component]) -> dict[str, Any]:
     """An option for programs and for people: one component of each slot in full, the others by name."""
-    from gpt2lab.basics.text import plural
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS
     from gpt2lab.schema import type_name
     from gpt2lab.testing import variants
@@ -270,8 +268,6 @@ def test_plugin(
     """Run the contract tests on your own components."""
     from rich.progress import track
 
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import plural
     from gpt2lab.registry import load_plugin
     from gpt2lab.testing import CHECK_NAMES, run_contract, variants
 

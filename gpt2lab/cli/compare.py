@@ -10,6 +10,7 @@ import typer
 
 from gpt2lab.basics.text import harmless
 from gpt2lab.cli.options import Json, Runs, print_json
+from gpt2lab.errors import ConfigError, Problem, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
@@ -110,7 +111,6 @@ def compare(
 ) -> None:
     """Judge a table of results trained elsewhere. Prints a verdict per arm, and how the values were read."""
     from gpt2lab.analysis import compare as judge
-    from gpt2lab.errors import ConfigError
 
     try:
         verdicts = judge(
@@ -152,8 +152,6 @@ def rows_of(table: str, tracking_uri: str | None, runs: Path) -> Any:
 def refuse_unknown_arms(verdicts: Verdicts) -> None:
     """Raises ConfigError for arms without rows: in Python they may be declared early, on a command line they are
     typos."""
-    from gpt2lab.errors import ConfigError, Problem, unknown
-
     present = [arm.name for arm in verdicts.arms if arm.declared]
     absent = [arm.name for arm in verdicts.arms if not arm.declared]
     if absent:

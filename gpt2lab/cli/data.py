@@ -10,6 +10,7 @@ import typer
 
 from gpt2lab.basics.text import clean
 from gpt2lab.cli.options import Json, Plugin, print_json, say, table_of
+from gpt2lab.errors import ConfigError, DataFault, Gpt2labError, Interrupted, nearest, printable, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.data.shards import DataConfig
@@ -43,7 +44,6 @@ def prepare(
     """
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.data.shards import prepare as make
-    from gpt2lab.errors import Interrupted
 
     config = data_config(what, tokenizer, set_ or (), plugin or ())
     try:
@@ -61,7 +61,6 @@ def data_config(what: str, tokenizer: str | None, overrides: Any, plugins: Any) 
     """The data section of a preset, a config file or a corpus name. Raises ConfigError."""
     from gpt2lab.config import ALIASES, fill_slots, load_config, preset_names
     from gpt2lab.data.corpora import corpus
-    from gpt2lab.errors import ConfigError, nearest, unknown
 
     fill_slots(plugins)
     chosen = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
@@ -88,7 +87,6 @@ def show(what: What, set_: Set = None, plugin: Plugin = None, json_: Json = Fals
     from gpt2lab.data.corpora import Corpus, corpus
     from gpt2lab.data.prepared import Prepared, list_prepared
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.errors import ConfigError
 
     chosen = data_config(what, None, set_ or (), plugin or ()).corpus
     made = corpus.build(chosen)
@@ -131,19 +129,13 @@ def _print_facts(name: str, facts: dict[str, Any]) -> None:
         options = ", ".join(str(value) for key, value in made["tokenizer"].items())
         say(console, f"{made['train']:,} training and {made['validation']:,} validation tokens ({options})")
     if facts["sources"]:
-        table = table_of("source", "domain", "share", "MB", "documents", "duplicates", "licence",
-                         right=("share", "MB", "documents", "duplicates"))  # fmt: skip
-        for source in facts["sources"]:
-            table.add_row(
-                source["name"],
-                source["domain"],
-                f"{100 * source['bytes'] / total:.1f} %",
-                f"{source['bytes'] / 1e6:.1f}",
-                f"{source['documents']:,}",
-                f"{source['duplicate_bytes'] / 1e6:.1f} MB",
-                source["license"],
-            )
-        console.print(table)
+        numbers = ("share", "MB", "documents", "duplicates")
+        rows = [
+            (source["name"], source["domain"], f"{100 * source['bytes'] / total:.1f} %", f"{source['bytes'] / 1e6:.1f}",
+             f"{source['documents']:,}", f"{source['duplicate_bytes'] / 1e6:.1f} MB", source["license"])
+            for source in facts["sources"]
+        ]  # fmt: skip
+        console.print(table_of("source", "domain", *numbers, "licence", rows=rows, right=numbers))
     for document, sample in facts["samples"].items():
         say(console, f"\n[{document}]", clean(sample))
 
@@ -153,7 +145,6 @@ def list_(json_: Json = False) -> None:
     """List prepared and partly prepared data."""
     from gpt2lab.data.prepared import list_prepared
     from gpt2lab.data.shards import unfinished
-    from gpt2lab.errors import printable
 
     rows = [row(path, data) for path, data in list_prepared()] + [unfinished_row(*entry) for entry in unfinished()]
     if json_:
@@ -206,7 +197,6 @@ def check(json_: Json = False) -> None:
     """Verify all prepared data against its checksums."""
     from gpt2lab.data.prepared import Prepared, list_prepared
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.errors import DataFault, Gpt2labError
 
     folders = list_prepared()
     faults: list[Gpt2labError] = []

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import time_taken
 from gpt2lab.cli.options import RUNS, Json, Runs, print_fault, print_json, say, store_at, table_of
+from gpt2lab.errors import ConfigError, DataFault, Problem, unknown
 
 
 def ledger(
@@ -29,9 +32,6 @@ def ledger(
 
     from gpt2lab import api
     from gpt2lab.analysis.campaigns import problems_of
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import time_taken
-    from gpt2lab.errors import ConfigError, DataFault, Problem, unknown
     from gpt2lab.store.ledger import FILE, read_ledger
 
     store = store_at(runs)
@@ -56,20 +56,19 @@ def ledger(
         console = console_for()
         right = ("no.", "difference", "p", "level")
         for campaign in campaigns.values():
-            table = table_of(
-                "no.", "declared", "study", "contrast", "verdict", *right[1:], "supported", right=right,
-                title=f"campaign {campaign.name}" if campaign.name else "studies without a campaign",
-            )  # fmt: skip
+            rows = []
             for hypothesis in campaign.hypotheses:
                 numbers = [f"{x:{form}}" if x is not None else "-" for x, form in
                            ((hypothesis.difference, "+.3g"), (hypothesis.p, ".2g"),
                             (hypothesis.level, ".2g"))]  # fmt: skip
                 supported = {True: "yes", False: "no", None: "-"}[hypothesis.supported]
-                table.add_row(
+                rows.append([
                     str(hypothesis.number or "screen"), hypothesis.declared[:16].replace("T", " "), hypothesis.study,
                     f"{hypothesis.arm} against {hypothesis.against}", hypothesis.word or "open", *numbers, supported,
-                )  # fmt: skip
-            console.print(table)
+                ])  # fmt: skip
+            columns = ("no.", "declared", "study", "contrast", "verdict", *right[1:], "supported")
+            title = f"campaign {campaign.name}" if campaign.name else "studies without a campaign"
+            console.print(table_of(*columns, rows=rows, right=right, title=title))
             say(console, *campaign.sentences(), f"{time_taken(campaign.seconds)} of training", "")
         say(console, f"{len(lines.lines)} lines in {store.root / FILE}, head {lines.head or 'none'}", wrap=False)
     if problems:

@@ -13,6 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import (
+    damage_text,
+    harmless,
+    in_short,
+    memory,
+    plural,
+    quantity,
+    seconds_of,
+    signed,
+    time_taken,
+)
 from gpt2lab.cli.options import (
     OUT,
     RUNS,
@@ -27,6 +39,7 @@ from gpt2lab.cli.options import (
     store_at,
     table_of,
 )
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,12 +61,6 @@ MOST_ROWS = 500
 
 def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
     """List studies and sweeps, with earlier declarations. `gpt2lab report NAME#1` opens the page of an earlier one."""
-    from rich.text import Text
-
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import plural
-    from gpt2lab.errors import DataFault
-
     store, damaged, rows = store_at(runs), list[DataFault](), list[dict[str, Any]]()
     for kind, names in (("study", store.studies()), ("sweep", store.sweeps())):
         for current in names:
@@ -67,12 +74,12 @@ def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
     else:
         console = console_for()
         numbers = ("arms", "seeds", "runs")
-        table = table_of("name", "declared", *numbers, "page", right=numbers)
-        for row in rows:
-            cells = (row["name"], row["declared"][:16].replace("T", " "), str(len(row["arms"])), str(row["seeds"]),
-                     f"{row['finished']} of {row['runs']}", row["page"] or "-")  # fmt: skip
-            table.add_row(*map(Text, cells))
-        console.print(table)
+        lines = [
+            (row["name"], row["declared"][:16].replace("T", " "), str(len(row["arms"])), str(row["seeds"]),
+             f"{row['finished']} of {row['runs']}", row["page"] or "-")
+            for row in rows
+        ]  # fmt: skip
+        console.print(table_of("name", "declared", *numbers, "page", rows=lines, right=numbers))
         counts = plural(len(store.studies()), "study"), plural(len(store.sweeps()), "sweep")
         say(console, f"{', '.join(counts)} in {runs}")
     for damage in damaged:
@@ -110,11 +117,7 @@ def runs(
     json_: Json = False,
 ) -> None:
     """List the runs of the store. Shows what each changes, what it reached, and the study that uses it."""
-    from rich.text import Text
-
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import clean, in_short, plural
-    from gpt2lab.errors import DataFault
+    from gpt2lab.basics.text import clean
     from gpt2lab.store.listing import COLUMNS, age, ordered, run_rows, selected
 
     store, damaged = store_at(runs), list[DataFault]()
@@ -129,8 +132,7 @@ def runs(
         print(csv_text([COLUMNS, *cells]), end="")
     else:
         console = console_for()
-        table = table_of("run", "status", "arm", "seed", "changes", "loss", "age", "study", right=("loss", "age"))
-        shown_rows = rows[: limit or MOST_ROWS]
+        lines, shown_rows = list[list[str]](), rows[: limit or MOST_ROWS]
         for row in shown_rows:
             loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
             listed = [f"{key.rpartition('.')[2]}={in_short(value)}" for key, value in row["changes"].items()]
@@ -138,11 +140,11 @@ def runs(
             changes = ", ".join([*listed[:MOST_CHANGES], *([f"{more} more"] if more > 0 else [])])
             status = row["status"] if row["status"] in ("finished", "diverged") else f"{row['status']} {row['step']}"
             study = (row["study"] or "-") + "".join(f" #{tag}" for tag in row["tags"])
-            shown: list[Any] = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss]
-            shown += [age(row["ended"]), study]
-            table.add_row(*(Text(clean(cell)) for cell in shown))
+            shown = [row["id"], status, row["arm"] or "-", row["seed"] or "-", changes, loss, age(row["ended"]), study]
+            lines.append(list(map(clean, shown)))
         if rows:
-            console.print(table)
+            columns, right = ("run", "status", "arm", "seed", "changes", "loss", "age", "study"), ("loss", "age")
+            console.print(table_of(*columns, rows=lines, right=right))
         say(console, *(f"{row['id']}: {row['damage']}" for row in rows if row["damage"]), wrap=False)
         shown_of = f"{len(shown_rows):,} of " if len(shown_rows) < len(everything) else ""
         counts = [f"{shown_of}{plural(len(everything), 'run')}", plural(len(store.studies()), "study")]
@@ -162,7 +164,6 @@ def _flat(value: Any) -> Any:
 
 def status(runs: Runs = RUNS, json_: Json = False) -> None:
     """Show what trains now. Also on other machines that share the folder of runs."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.store.listing import age, facts_of, run_row, uses
 
     store = store_at(runs)
@@ -188,9 +189,6 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import damage_text, harmless
-    from gpt2lab.errors import DataFault
     from gpt2lab.store.listing import facts_of, run_row, uses
 
     damaged = False
@@ -226,7 +224,6 @@ def show(
 
 def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
     """A run in ten lines."""
-    from gpt2lab.basics.text import quantity, time_taken
     from gpt2lab.store.listing import age, curve_of, sparkline
 
     head = [f"{row['id']}: {row['status']}, {age(row['ended'])} ago"]
@@ -254,9 +251,6 @@ def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
 
 def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     """Compare two runs. Settings that differ, and validation loss at the same steps."""
-    from rich.text import Text
-
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.store.listing import config_of, curve_of
 
     store = store_at(runs)
@@ -271,10 +265,11 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
         print_json({"a": a.id, "b": b.id, "settings": settings, "curve": curve})
         return
     console = console_for()
-    table = table_of("", a.id, b.id)
-    for setting in settings:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in setting.values()))
-    console.print(table) if settings else say(console, f"{a.id} and {b.id}: the same settings")
+    rows = [["-" if cell is None else str(cell) for cell in setting.values()] for setting in settings]
+    if rows:
+        console.print(table_of("", a.id, b.id, rows=rows))
+    else:
+        say(console, f"{a.id} and {b.id}: the same settings")
     if curve_table := side_by_side((a.id, b.id), left, right):
         console.print(curve_table)
     say(console, f"what else differs, code included: gpt2lab why {a.id[:8]} {b.id[:8]}")
@@ -282,17 +277,14 @@ def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None
 
 def side_by_side(names: tuple[str, str], left: Mapping[int, float], right: Mapping[int, float]) -> Table | None:
     """Two curves at common steps, with the difference; None without common steps."""
-    from gpt2lab.basics.text import signed
-
     steps = sorted(left.keys() & right.keys())
     if not steps:
         return None
     shown = sorted({steps[round(i * (len(steps) - 1) / (DIFF_POINTS - 1))] for i in range(DIFF_POINTS)})
+    rows = [(f"{step:,}", f"{left[step]:.4f}", f"{right[step]:.4f}", signed(right[step] - left[step]))
+            for step in shown]  # fmt: skip
     columns = ("step", *names, "second - first")
-    table = table_of(*columns, right=columns)
-    for step in shown:
-        table.add_row(f"{step:,}", f"{left[step]:.4f}", f"{right[step]:.4f}", signed(right[step] - left[step]))
-    return table
+    return table_of(*columns, rows=rows, right=columns)
 
 
 def curves(
@@ -304,8 +296,6 @@ def curves(
 ) -> None:
     """Write every curve of a study to a file. Columns arm, seed, step, metric, value; or a folder for TensorBoard."""
     from gpt2lab.analysis.results import load_results
-    from gpt2lab.basics.text import plural
-    from gpt2lab.errors import ConfigError, EnvironmentFault
 
     if file.suffix not in (".csv", ".parquet", "") or (file.is_dir() != (not file.suffix) and file.exists()):
         problem = "a file .csv or .parquet is expected, or a folder without suffix"
@@ -327,7 +317,6 @@ def write_events(frame: Any, folder: Path) -> Any:
     of one run. What was measured at the end alone is left out. -> the rows that are written. Raises
     EnvironmentFault."""
     from gpt2lab.analysis.results import FINAL
-    from gpt2lab.errors import EnvironmentFault
 
     try:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -374,8 +363,6 @@ def note(
 ) -> None:
     """Write or show a note about a run, or a study's conclusion. `show` and `runs --json` have the notes of runs;
     a conclusion stands on the study's page."""
-    from gpt2lab.basics.text import harmless
-
     store = store_at(runs)
     if name in (studies := store.studies()) or any(name == study.partition("@")[0] for study in studies):
         study = store.study(name)
@@ -407,9 +394,6 @@ def clean(
     json_: Json = False,
 ) -> None:
     """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import memory, plural, seconds_of
-    from gpt2lab.errors import ConfigError, EnvironmentFault, LockHeld
     from gpt2lab.store.listing import age, run_rows, seconds_since, selected
 
     if not (orphans or where or older):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import harmless, number, plural
 from gpt2lab.cli.compare import MLFLOW
 from gpt2lab.cli.options import RUNS, Json, Model, Plugin, Runs, print_json, say, table_of
-from gpt2lab.errors import ConfigError, EnvironmentFault, NumericsFault, Problem, unknown
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, NumericsFault, Problem, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.analysis.items import TaskContrast
@@ -73,7 +75,6 @@ def eval_(
     """Evaluate trained models with metrics or tasks. Results are stored with the runs."""
     from functools import partial
 
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import fill_slots
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.store import Store
@@ -159,17 +160,15 @@ def say_values(values: Mapping[str, float], console: Any) -> None:
 
 def print_tasks(models: Sequence[TaskScores], console: Any, contrasts: Sequence[TaskContrast] = ()) -> None:
     """A row for each figure of a model with its standard error, then differences, protocols and definitions."""
-    from rich.text import Text
-
     numbers = ("value", "± error", "questions")
     for scores in models:
-        table = table_of("task", "measure", *numbers, right=numbers, title=scores.name)
+        rows = []
         for result in scores.results:
             for place, figure in enumerate(result.figures):
                 error = "" if figure.stderr is None else four_decimals(figure.stderr)
                 head, questions = (result.task, f"{result.questions:,}") if place == 0 else ("", "")
-                table.add_row(Text(head), figure.name, four_decimals(figure.value), error, questions)
-        console.print(table)
+                rows.append((head, figure.name, four_decimals(figure.value), error, questions))
+        console.print(table_of("task", "measure", *numbers, rows=rows, right=numbers, title=scores.name))
     say(console, *map(str, contrasts))
     for result in models[0].results:
         rules = "; ".join(f"{figure.name}: {figure.how}" for figure in result.figures)
@@ -186,19 +185,15 @@ def four_decimals(value: float) -> str:
 
 def print_study(measured: StudyMeasured, console: Any) -> None:
     """Every value as a table of arms, then the differences."""
-    from rich.text import Text
-
-    from gpt2lab.basics.text import number
-
     for name, verdicts in measured.verdicts.items():
         numbers = ("mean", "sd", "n")
-        table = table_of("arm", *numbers, "values", right=numbers, title=name)
+        rows = []
         for arm in verdicts.arms:
             values = [number(value) for value in arm.values.values()]
             values += [f"{arm.failed} failed"] * bool(arm.failed) + [f"{arm.missing} missing"] * bool(arm.missing)
             mean, sd = number(arm.mean if arm.n else None), number(arm.sd if arm.n > 1 else None)
-            table.add_row(Text(arm.name), mean, sd, str(arm.n), ", ".join(values))
-        console.print(table)
+            rows.append((arm.name, mean, sd, str(arm.n), ", ".join(values)))
+        console.print(table_of("arm", *numbers, "values", rows=rows, right=numbers, title=name))
         say(console, *(f"  {difference_line(contrast)}" for contrast in verdicts.contrasts), "")
     say(console, *(f"{run.arm} seed {run.seed}: {run.status}: {run.reason}" for run in measured.missing))
     count = f"{measured.metrics - measured.reused} values measured now, {measured.reused} read from the store."
@@ -332,8 +327,6 @@ def read_settings(problems: list[Problem], **options: Any) -> Sampling | None:
 
 def write(text: str) -> None:
     """Text of a model to standard output, without what would control a terminal."""
-    from gpt2lab.basics.text import harmless
-
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -387,12 +380,12 @@ def continue_text(
         for new in generate(reader, prompts, settings, slide=window, vocab_size=tokenizer.vocab_size, ended=ended):
             count += len(new)
     seconds = time.perf_counter() - began
-    for number, text in enumerate(texts, 1):
+    for place, text in enumerate(texts, 1):
         rest = text.finish()  # what was held back
         if streams:
             write(f"{rest}\n")
         elif not as_json:
-            write(f"--- {number} of {samples} ---\n{prompt}{text.text}\n")
+            write(f"--- {place} of {samples} ---\n{prompt}{text.text}\n")
     if as_json:
         record = {
             "source": trained.name, "precision": numbers, "prompt": prompt, "prompt_tokens": len(tokens),
@@ -470,7 +463,6 @@ def export(
 def log_model(source: str, store: Store, weights: Path) -> tuple[str, str]:
     """Keep a folder of weights with the copy of a run in MLflow; (address of the model, that of MLflow)."""
     from gpt2lab.api import tracker_of
-    from gpt2lab.errors import Gpt2labError
     from gpt2lab.generation import Sampling
     from gpt2lab.reuse import load
     from gpt2lab.tracking.addresses import reason
@@ -548,24 +540,19 @@ def show_checks(checks: Iterable[MachineCheck], *, as_json: bool) -> None:
 
     from rich.text import Text
 
-    from gpt2lab.basics.progress import console_for
-
     parts = list(checks)
     if as_json:
         print_json({"parts": [asdict(part) for part in parts]}, indent=1)
     else:
-        table = table_of("", "", "", header=False)
-        for part in parts:
-            verdict = Text(part.problem, style="red") if part.problem else Text("ok", style="green")
-            table.add_row(Text(part.name), verdict, Text(part.found))
-        console_for().print(table)
+        verdicts = [Text(part.problem or "ok", style="red" if part.problem else "green") for part in parts]
+        rows = [(part.name, verdict, part.found) for part, verdict in zip(parts, verdicts, strict=True)]
+        console_for().print(table_of("", "", "", rows=rows))
     if any(part.problem for part in parts):
         raise SystemExit(EnvironmentFault.exit_code)
 
 
 def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -> None:
     """Examine one run and print the findings."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.config import fill_slots
     from gpt2lab.doctor import examine
     from gpt2lab.reuse.measure import threads
@@ -587,8 +574,6 @@ def examine_run(name: str, store: Store, plugins: list[str], *, as_json: bool) -
 
 def examination_lines(examination: Examination) -> list[str]:
     """The text of an examination."""
-    from gpt2lab.basics.text import plural
-
     count = plural(len(examination.findings), "finding") if examination.findings else "nothing found"
     lines = [f"run {examination.run}, {examination.status}, step {examination.step:,}: {count}"]
     for finding in examination.findings:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gpt2lab.basics.text import duration, harmless, seconds_of
+from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from gpt2lab.errors import Gpt2labError
     from gpt2lab.store import Store
 
 
@@ -29,8 +32,6 @@ def seeds_of(text: str) -> int | Literal["auto"]:
 
 def checked_time(text: str | None) -> str | None:
     """Validates an option that is a time such as 6h. Raises typer.BadParameter."""
-    from gpt2lab.basics.text import seconds_of
-
     try:
         seconds_of(text or "1s")
     except ValueError as error:
@@ -81,9 +82,6 @@ RUNS, OUT = Path("runs"), Path("reports")
 def confirm_time(seconds: float, max_days: float, where: str) -> None:
     """Ask whether a training that takes longer than `max_days` is meant. Raises EnvironmentFault where it is not, or
     where there is no terminal to answer at."""
-    from gpt2lab.basics.text import duration
-    from gpt2lab.errors import EnvironmentFault
-
     if seconds <= max_days * 86_400:
         return
     what = f"it would take about {duration(seconds)} here, more than {max_days:g} days"
@@ -95,7 +93,6 @@ def confirm_time(seconds: float, max_days: float, where: str) -> None:
 
 def store_at(root: Path) -> Store:
     """The store in a folder. Raises ConfigError for one that is not there."""
-    from gpt2lab.errors import ConfigError
     from gpt2lab.store import Store
 
     if not root.is_dir():
@@ -115,8 +112,6 @@ def names_in(text: str | None) -> list[str] | None:
 
 def say(console: Console, *lines: str, wrap: bool = True) -> None:
     """Print lines as they are written; wrap: at the width of the console."""
-    from gpt2lab.basics.text import harmless
-
     for line in lines:
         console.print(harmless(line), markup=False, highlight=False, soft_wrap=not wrap)
 
@@ -135,15 +130,17 @@ def print_fault(fault: Gpt2labError, *, as_json: bool) -> int:
     return fault.exit_code
 
 
-def table_of(*columns: str, right: Iterable[str] = (), header: bool = True, title: str | None = None) -> Table:
-    """An empty table without lines. right: columns of numbers."""
+def table_of(
+    *columns: str, rows: Iterable[Iterable[str | Text]], right: Iterable[str] = (), title: str | None = None
+) -> Table:
+    """A table without lines; without a header where no column has a name. right: columns of numbers."""
     from rich.table import Table
     from rich.text import Text
 
-    from gpt2lab.basics.text import harmless
-
     table = Table(title=Text(harmless(title)) if title else None, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.show_header = header
+    table.show_header = any(columns)
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return table

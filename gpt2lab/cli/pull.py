@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import plural
 from gpt2lab.cli.options import RUNS, Json, Runs, print_json, say
 
 
@@ -20,8 +22,6 @@ def pull(
     """Copy a study and its runs from another folder of runs. What is finished here stays as it is."""
     from dataclasses import asdict
 
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import plural
     from gpt2lab.store import Store
     from gpt2lab.store.merging import merge, store_of
 

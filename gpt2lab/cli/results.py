@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
 from gpt2lab.cli.options import OUT, RUNS, Exploratory, Json, Out, Plugin, Run, Runs, print_fault, print_json, say
+from gpt2lab.errors import DataFault, EnvironmentFault
 
 
 def report(
@@ -37,7 +39,6 @@ def report(
     json_: Json = False,
 ) -> None:
     """Rewrite the report of a study or sweep. Reads the run store only."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.records import page_folder
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports.front import write_front
@@ -92,7 +93,6 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
     from dataclasses import asdict
 
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.reuse.why import why as differences
     from gpt2lab.store import Store
 
@@ -123,7 +123,6 @@ def sync(
 ) -> None:
     """Send to MLflow what is missing there."""
     from gpt2lab import api
-    from gpt2lab.errors import DataFault
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports.page import index_of
     from gpt2lab.store import Store
@@ -153,8 +152,6 @@ def sync(
 def free_port(command: str, host: str, port: int) -> None:
     """Raises EnvironmentFault where nothing can listen there."""
     import socket
-
-    from gpt2lab.errors import EnvironmentFault
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -202,7 +199,6 @@ def ui(
 ) -> None:
     """Serve the MLflow UI on this machine. Prints links that compare the runs of each study or sweep."""
     from gpt2lab.basics.redaction import shown
-    from gpt2lab.errors import EnvironmentFault
     from gpt2lab.store import Store
     from gpt2lab.tracking.addresses import check_uri, default_uri, is_server, sqlite_path
     from gpt2lab.tracking.mlflow import create_database, prepare_environment
@@ -243,7 +239,6 @@ def ui(
 
 def print_links(store: Any, address: str, note: str = "") -> None:
     """Print where MLflow is, and where studies and sweeps are in it and in Optuna's dashboard."""
-    from gpt2lab.errors import DataFault
     from gpt2lab.tracking.addresses import runs_link
     from gpt2lab.tracking.follower import links
 
@@ -261,7 +256,6 @@ def dashboards(store: Any) -> list[str]:
     """Commands that open Optuna's dashboard on the sweeps' storages, each storage once."""
     import importlib.util
 
-    from gpt2lab.errors import DataFault
     from gpt2lab.tracking.addresses import dashboard_command
 
     names: dict[str, list[str]] = {}

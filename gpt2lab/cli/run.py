@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import apart, duration, memory, plural, quantity
 from gpt2lab.cli.options import (
     MAX_DAYS,
     OUT,
@@ -51,6 +53,7 @@ from gpt2lab.cli.where import (
     is_typed,
     place_of,
 )
+from gpt2lab.errors import ConfigError, DataFault, NumericsFault, Problem
 
 if TYPE_CHECKING:
     from gpt2lab.api import Source, StudyResult
@@ -122,7 +125,6 @@ def run(
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
     from gpt2lab.basics.early import started_early
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.planning.ablation import read_source
 
     known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
@@ -154,7 +156,6 @@ def declare(study: Study, console: Any, as_json: bool) -> None:
     """Write what workers need, and print how to start one."""
     from gpt2lab import api
     from gpt2lab.basics.progress import Message
-    from gpt2lab.basics.text import plural
 
     jobs = study.declare(lambda event: say(console, event.text) if isinstance(event, Message) else None)
     worker = api.command("work", study.name, runs=study.store.root.resolve())
@@ -176,7 +177,6 @@ def work(
 ) -> None:
     """Train declared runs that no other process trains. Ends when none is left; any number of these may work on a
     study, on any machine that sees the folder of runs (docs/cluster.md)."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
 
@@ -194,8 +194,6 @@ def work(
 
 def refuse_failures(*results: StudyResult) -> None:
     """Raises DataFault for what another call does not mend, and SystemExit for other failed runs."""
-    from gpt2lab.errors import DataFault, Problem
-
     damaged = {run: reason for result in results for run, reason in result.damaged.items()}
     if damaged:
         raise DataFault([Problem(run, reason) for run, reason in damaged.items()], hint="gpt2lab runs")
@@ -237,7 +235,6 @@ def train(
     agrees. through: what the console's listener is wrapped in. place: where, if not here. Raises EnvironmentFault."""
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
-    from gpt2lab.basics.text import plural
     from gpt2lab.planning.forecast import lines, seconds_left
 
     plan, store = study.plan(), study.store
@@ -299,7 +296,6 @@ def check(
     """Report mistakes in ablation and sweep files. Prepares no data and trains nothing."""
     from gpt2lab.basics.shipped import found
     from gpt2lab.cli.kept import kept
-    from gpt2lab.errors import ConfigError, Problem
 
     overrides, plugins = tuple(set_ or ()), tuple(plugin or ())
 
@@ -355,7 +351,6 @@ def machine(
 def print_plan(study: Study, console: Any, as_json: bool, price: float | None = None) -> None:
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
-    from gpt2lab.basics.text import plural
     from gpt2lab.planning import forecast, prediction
     from gpt2lab.records import replacing
 
@@ -428,7 +423,6 @@ def finished_runs(plan: Plan, store: Store) -> set[str]:
 
 def unmeasured_lines(plan: Plan, store: Store) -> list[str]:
     """What was listed too late to be measured in every run."""
-    from gpt2lab.basics.text import plural
     from gpt2lab.planning.runs import unmeasured
 
     return [
@@ -440,8 +434,6 @@ def unmeasured_lines(plan: Plan, store: Store) -> list[str]:
 
 def total_line(plan: Plan, done: set[str], seconds: float) -> str:
     """How much there is to train, and how long it takes here."""
-    from gpt2lab.basics.text import duration, plural
-
     machine = plan.machine
     runs = plural(len({run.id for run in plan.runs()}), "run")
     due = trials_due(plan) if plan.searches else f"{runs}, {len(done)} finished"
@@ -483,8 +475,6 @@ def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
 
 def trials_due(plan: Plan) -> str:
     """Trials and runs of a study whose arms are tuned first."""
-    from gpt2lab.basics.text import plural
-
     first, *_ = searches = list(plan.searches.values())
     total, remaining = (
         sum(search.trials for search in searches),
@@ -499,10 +489,6 @@ def trials_due(plan: Plan) -> str:
 def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str]) -> Any:
     """The arms with their costs, for a terminal. against: arm -> the one that it is compared with first;
     changes are relative to that."""
-    from rich.text import Text
-
-    from gpt2lab.basics.text import apart, duration, memory
-
     changes = {row["arm"]: row["changes"] for row in rows}
 
     def changed(arm: str) -> str:
@@ -511,7 +497,7 @@ def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str
         return f"{other}, and {beside}" if other in against and other in changes else beside
 
     numbers = ("parameters", "MFLOP/token", "tokens", "PFLOP", "time a run", "memory", "runs")
-    table = table_of("arm", "what changes", *numbers, right=numbers, title=title)
+    lines = []
     for row in rows:
         finished = f" ({len(row['finished'])} finished)" if row["finished"] else ""
         trials = f"{len(row['bracket'])} rates, " if row["bracket"] else ""
@@ -519,18 +505,12 @@ def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str
             judged = set() if row["search"]["left"] else set(row["runs"].values())
             extra = len(set(row["shared"].values()) - judged)
             trials = f"{row['search']['trials']} trials, " + (f"{extra} as written, " if extra else "")
-        table.add_row(
-            Text(str(row["arm"])),
-            Text(changed(row["arm"])),
-            f"{row['parameters']:,}",
-            f"{row['flops_per_token'] / 1e6:,.1f}",
-            f"{row['tokens']:,}",
-            f"{row['flops'] / 1e15:,.3g}",
-            duration(row["seconds_per_run"]),
-            memory(row["memory_bytes"]),
-            f"{trials}{len(row['runs'])}{finished}",
-        )
-    return table
+        lines.append((
+            str(row["arm"]), changed(row["arm"]), f"{row['parameters']:,}", f"{row['flops_per_token'] / 1e6:,.1f}",
+            f"{row['tokens']:,}", f"{row['flops'] / 1e15:,.3g}", duration(row["seconds_per_run"]),
+            memory(row["memory_bytes"]), f"{trials}{len(row['runs'])}{finished}",
+        ))  # fmt: skip
+    return table_of("arm", "what changes", *numbers, rows=lines, right=numbers, title=title)
 
 
 def sweep(
@@ -576,9 +556,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
     from gpt2lab import api
-    from gpt2lab.basics.progress import Message, console_for, display
+    from gpt2lab.basics.progress import Message, display
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.errors import command
     from gpt2lab.planning.ablation import scales_of
 
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
@@ -612,7 +591,7 @@ def sweep(
                 executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if worker:
-            page = command("gpt2lab", "report", record.name, "--runs", runs)
+            page = api.command("report", record.name, runs=runs)
             say(console, f"{record.name}: nothing is left to start here; {page} writes the page")
         else:
             code = max(code, show_sweep(record, plan, out, console, apply=apply, as_json=json_))
@@ -622,7 +601,7 @@ def sweep(
 
 def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool) -> int:
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
-    from gpt2lab.errors import NumericsFault, command
+    from gpt2lab import api
     from gpt2lab.records import page_folder
     from gpt2lab.reports.page import is_current
     from gpt2lab.reports.read import read_sweep
@@ -638,7 +617,7 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
-        say(console, f"written: {path}; try: {command('gpt2lab', 'train', path)}")
+        say(console, f"written: {path}; try: {api.command('train', path)}")
     outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
         problem = "no trial was finished: all of them diverged"
@@ -668,7 +647,6 @@ def noise(
     json_: Json = False,
 ) -> None:
     """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.planning.noise import floors
     from gpt2lab.store import Store
 
@@ -676,7 +654,7 @@ def noise(
     if preset is None:
         show_floors(list(floors(store)), console, as_json=json_)
         return
-    from gpt2lab.api import command
+    from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.noise import aa_study, keep_floor
@@ -686,7 +664,7 @@ def noise(
         preset, seeds=seeds, same_seed=same_seed, overrides=overrides, tokens_per_parameter=tokens_per_parameter,
         plugins=plugins,
     )  # fmt: skip
-    again = command(
+    again = api.command(
         "noise", preset, seeds=seeds, set=overrides, tokens_per_parameter=tokens_per_parameter, plugin=plugins
     )  # fmt: skip
     with rich_progress() as progress:
@@ -703,10 +681,6 @@ def show_floors(floors: list[Floor], console: Any, *, as_json: bool) -> None:
     """Floors with their intervals, as a table or as JSON."""
     from dataclasses import asdict
 
-    from rich.text import Text
-
-    from gpt2lab.basics.text import quantity
-
     if as_json:
         print_json({"floors": [asdict(floor) for floor in floors]})
         return
@@ -714,18 +688,18 @@ def show_floors(floors: list[Floor], console: Any, *, as_json: bool) -> None:
         say(console, "no noise floor has been measured; `gpt2lab noise nano` measures one")
         return
     numbers = ("tokens", "runs", "sd")
-    table = table_of("scale", *numbers, "95 % interval", "same seed", "on", "measured", right=numbers)
+    rows = []
     for floor in floors:
         again = floor.same_seed
         same = "-" if not again else "same bits" if again["identical"] else f"sd {again['sd']:.2g}"
         failed = f", {floor.failed} failed" if floor.failed else ""
-        cells = (
+        rows.append((
             floor.scale, quantity(floor.tokens), f"{len(floor.values)}{failed}", f"{floor.sd:.3g} nats",
             f"[{floor.low:.3g}, {floor.high:.3g}]", same,
             f"torch {floor.stack['torch']}, {floor.stack['device']}", floor.age.removeprefix("measured "),
-        )  # fmt: skip
-        table.add_row(*map(Text, cells))
-    console.print(table)
+        ))  # fmt: skip
+    columns = ("scale", *numbers, "95 % interval", "same seed", "on", "measured")
+    console.print(table_of(*columns, rows=rows, right=numbers))
 
 
 def adopt(
@@ -743,7 +717,6 @@ def adopt(
     """Keep finished runs after a code change. First tests that the new code trains the same bits."""
     from dataclasses import asdict
 
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
 
     report, results = partial(say, console_for(to_stderr=json_)), list[dict[str, Any]]()

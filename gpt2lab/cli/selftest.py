@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import plural
 from gpt2lab.cli.options import Json, print_json
+from gpt2lab.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,9 +33,6 @@ def statistics(
     """
     from gpt2lab.analysis.selftest import LONG, PARTS, QUICK
     from gpt2lab.analysis.selftest import selftest as run
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import plural
-    from gpt2lab.errors import ConfigError
 
     if quick and draws is not None:
         raise ConfigError("--quick is a number of draws already", where="--draws", hint="gpt2lab selftest statistics")
@@ -109,7 +109,6 @@ def campaigns(
     """
     from gpt2lab.analysis.selftest import Draws, SelfTest
     from gpt2lab.analysis.streams import campaigns as simulated
-    from gpt2lab.basics.progress import console_for
 
     rows = []
     with console_for(to_stderr=True).status("self-test") as status:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.text import number, quantity, shorten
 from gpt2lab.cli.options import RUNS, Json, Plugin, Runs, print_json, say, table_of
 from gpt2lab.errors import ConfigError, EnvironmentFault
 
@@ -101,10 +103,6 @@ def trace_values(
 
 def print_reading(name: str, reading: Reading, layer: int | None, page: Path | None) -> None:
     """Tables of at most 80 columns. layer: show the heads of this block alone."""
-    from rich.text import Text
-
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import number, shorten
     from gpt2lab.evaluation.windows import shown
 
     def piece(token: str) -> str:
@@ -112,19 +110,17 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
 
     console, last = console_for(), len(reading.tokens) - 1
     say(console, f"{name} reads {last + 1} tokens, the last of them {piece(reading.tokens[-1])}", "")
-    table = table_of("next token", "probability", "", right=("probability",))
-    for guess in reading.guesses[-1][-1]:
-        table.add_row(Text(piece(guess.token)), f"{guess.probability:.4f}", "█" * round(40 * guess.probability))
-    console.print(table)
-    table = table_of("\nafter", "loss of\nthe text", "\nlikeliest behind the last token", right=("loss of\nthe text",))
+    rows = [(piece(guess.token), f"{guess.probability:.4f}", "█" * round(40 * guess.probability))
+            for guess in reading.guesses[-1][-1]]  # fmt: skip
+    console.print(table_of("next token", "probability", "", rows=rows, right=("probability",)))
+    rows = []
     for depth, guesses in enumerate(reading.guesses):
         best = "  ".join(f"{piece(g.token)} {g.probability:.3f}" for g in guesses[-1][:GUESSES])
         loss = reading.losses[depth]
-        table.add_row(reading.depth(depth), number(None if math.isnan(loss) else loss, 3), Text(best))
-    console.print(table)
-    names = ("itself", "previous", "first", "distance")
-    titles = ("head", *names[:-1], "back")
-    table = table_of(*titles, "the last token looks at", right=titles)
+        rows.append((reading.depth(depth), number(None if math.isnan(loss) else loss, 3), best))
+    columns = ("\nafter", "loss of\nthe text", "\nlikeliest behind the last token")
+    console.print(table_of(*columns, rows=rows, right=columns[1:2]))
+    names, heads = ("itself", "previous", "first", "distance"), []
     for head in reading.heads:
         if layer in (None, head.block):
             means = head.means()
@@ -133,8 +129,9 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
                 f"{piece(reading.tokens[place])} {place - last:+d} {weight:.2f}"
                 for place, weight in head.looks(last, LOOKS)
             )
-            table.add_row(f"{head.block}.{head.head}", *cells, Text(looks.replace("+0", "±0")))
-    console.print(table)
+            heads.append((f"{head.block}.{head.head}", *cells, looks.replace("+0", "±0")))
+    titles = ("head", *names[:-1], "back")
+    console.print(table_of(*titles, "the last token looks at", rows=heads, right=titles))
     say(console, "head 0.3: block 0, head 3; itself, previous, first: mean weight on that token;",
         "back: how many tokens it looks back on average",
         "looks at: token, how many places before (-) the last one, weight",
@@ -143,9 +140,6 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
 
 def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
     """A table with totals, as wide as the terminal; elsewhere lines are not cut."""
-    from gpt2lab.basics.progress import console_for
-    from gpt2lab.basics.text import shorten
-
     console = console_for()
     table = [list(COLUMNS), *(cells(result, row) for row in rows)]
     widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*table, strict=True), strict=True)}
@@ -178,8 +172,6 @@ def print_trace(what: str, result: Trace, rows: Sequence[TraceRow]) -> None:
 
 def cells(result: Trace, row: TraceRow) -> list[str]:
     """One row of the table as text, FLOPs per token."""
-    from gpt2lab.basics.text import quantity
-
     forward = result.per_token(row.forward)
     sizes = [f"{size:,}" for size in row.shape or ()]
     shapes = [f"({', '.join(shape)})" if row.shape is not None else "" for shape in (row.letters or sizes, sizes)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2lab.basics.output import console_for
 from gpt2lab.cli.options import (
     MAX_DAYS,
     RUNS,
@@ -25,6 +26,7 @@ from gpt2lab.cli.options import (
     print_json,
     say,
 )
+from gpt2lab.errors import ConfigError, Gpt2labError
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.single import Watch
@@ -48,7 +50,6 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
-    from gpt2lab.errors import ConfigError, Gpt2labError
     from gpt2lab.training.ranks import RankEnvironment
 
     world = RankEnvironment.read()
@@ -78,7 +79,7 @@ def train_run(
 ) -> int:  # fmt: skip
     """Plan the run, train it and print the result; -> the exit code. Raises what planning and training raise."""
     from gpt2lab import api
-    from gpt2lab.basics.progress import PlainLines, console_for, display
+    from gpt2lab.basics.progress import PlainLines, display
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.experiments.single import STUDY
 
@@ -144,7 +145,6 @@ def baseline(
 
     import torch
 
-    from gpt2lab.basics.progress import console_for
     from gpt2lab.experiments.baseline import PRESET, Baseline, refuse_torchrun
     from gpt2lab.store import Store
     from gpt2lab.training.ranks import RankEnvironment

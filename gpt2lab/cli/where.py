@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.cli.project import profile_options
+from gpt2lab.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from gpt2lab.executors import Executor
@@ -27,7 +28,6 @@ def check_executor(name: str, plugins: Sequence[str]) -> None:
     if name in EXECUTORS:
         return
     from gpt2lab.config import fill_slots
-    from gpt2lab.errors import ConfigError, unknown
     from gpt2lab.executors import executor
 
     fill_slots(plugins)
@@ -130,7 +130,6 @@ def place_of(
     """The place that options name. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
     import shlex
 
-    from gpt2lab.errors import ConfigError
     from gpt2lab.planning.machine import machine_of
 
     check_executor(executor, context.params.get("plugin") or ())

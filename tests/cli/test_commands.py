@@ -68,10 +68,8 @@ def test_bad_input_is_answered_in_one_clear_line(gpt2lab: Call, words: tuple[str
 def test_on_a_terminal_it_is_a_table_as_wide_as_that(
     monkeypatch: pytest.MonkeyPatch, width: int, left_out: str
 ) -> None:
-    import gpt2lab.basics.progress
-
     console = Console(force_terminal=True, width=width, record=True, color_system=None, file=io.StringIO())
-    monkeypatch.setattr(gpt2lab.basics.progress, "console_for", lambda: console)
+    monkeypatch.setattr("gpt2lab.cli.trace.console_for", lambda: console)
     seen = trace(ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=50))
     show("tiny", seen, folded(seen.rows))
     text = console.export_text()

@@ -16,7 +16,8 @@ from gpt2lab.basics.output import lossy, lost
 SCRIPT = """
 import sys
 from gpt2lab import cli
-from gpt2lab.basics.progress import console_for, display
+from gpt2lab.basics.output import console_for
+from gpt2lab.basics.progress import display
 from gpt2lab.basics.progress import Message
 
 def work(arguments, debug, app):
