@@ -208,7 +208,9 @@ def try_(
         "arms": {ALONE: {}, label: changed},
     }
     console = console_for(to_stderr=json_)
-    [study] = studies(source, scale, [seed], None, None, set_, plugin, runs, campaign=campaign)
+    [study] = studies(
+        source, scale=scale, seeds=[seed], overrides=set_ or (), plugins=plugin or (), runs=runs, campaign=campaign
+    )
     options = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
     study.reproduce = f"{options} {shlex.join(changes)}"
     arm, baseline = (study.store.run(study.plan().arms[name].runs[0].id) for name in (label, ALONE))

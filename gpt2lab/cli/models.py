@@ -82,14 +82,15 @@ def eval_(
     show: Callable[[Any], None]
     if (source is None) == (study is None):
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
-    if tasks is not None and (metric or corpus):
-        raise ConfigError("--tasks cannot be combined with --metric or --corpus", hint="gpt2lab eval --help")
-    if (study is not None and corpus) or (tasks is None and limit):
-        wrong = "--limit is about --tasks" if limit else "--corpus is about one model, not about a study"
-        raise ConfigError(wrong, hint="gpt2lab eval --help")
-    if (tasks is None and (against or smallest_effect)) or (study and against):
-        wrong = "--against and --smallest-effect are about --tasks; a study has contrasts of its own"
-        raise ConfigError(wrong, hint="gpt2lab eval --help")
+    for is_wrong, problem in (
+        (tasks is not None and (metric or corpus), "--tasks cannot be combined with --metric or --corpus"),
+        (tasks is None and limit, "--limit is about --tasks"),
+        (study and corpus, "--corpus is about one model, not about a study"),
+        ((tasks is None and (against or smallest_effect)) or (study and against),
+         "--against and --smallest-effect are about --tasks; a study has contrasts of its own"),
+    ):  # fmt: skip
+        if is_wrong:
+            raise ConfigError(problem, hint="gpt2lab eval --help")
     fill_slots(plugin or ())
     store = Store(runs)
     with rich_progress(of_bytes=False) as progress:

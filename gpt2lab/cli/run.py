@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 
 import typer
 
@@ -56,7 +56,7 @@ from gpt2lab.cli.where import (
 from gpt2lab.errors import ConfigError, DataFault, NumericsFault, Problem
 
 if TYPE_CHECKING:
-    from gpt2lab.api import Source, StudyResult
+    from gpt2lab.api import Source, StudyOptions, StudyResult
     from gpt2lab.basics.progress import Listener
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.sweep import SweepPlan
@@ -64,16 +64,6 @@ if TYPE_CHECKING:
     from gpt2lab.planning.plan import ArmPlan, Plan
     from gpt2lab.records import SweepRecord
     from gpt2lab.store import Store
-
-DECIDED = "decided"
-
-
-def until_of(text: str) -> str:
-    """The event until which seeds are added. Raises typer.BadParameter."""
-    if text != DECIDED:
-        raise typer.BadParameter(f"{text!r} is not {DECIDED}")
-    return text
-
 
 NOTHING_FOUND = 1
 """Exit code of a sweep without a finished trial, unless all diverged."""
@@ -103,9 +93,9 @@ def run(
                      "fit."),
     ] = None,
     until: Annotated[
-        Any,
-        typer.Option("--until", parser=until_of, metavar=DECIDED, help="Add seeds one by one, from 3 on, until every "
-                     "contrast is decided: at most --seeds of them (12), or as many as fit into --budget."),
+        Literal["decided"] | None,
+        typer.Option("--until", metavar="decided", help="Add seeds one by one, from 3 on, until every contrast is "
+                     "decided: at most --seeds of them (12), or as many as fit into --budget."),
     ] = None,
     dry_run: DryRun = False,
     profile: Profile = None,
@@ -134,11 +124,13 @@ def run(
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")
     console = console_for(to_stderr=json_)
     results = []
-    more: dict[str, Any] = {"name": name, "budget": budget, "until": until, "machine": place.machine}
-    more |= {"campaign": campaign, "untuned": untuned}
     if untuned and "tune" not in read_source(file)[0].tree:
         say(console, f"{file} tunes nothing, so --untuned changes nothing")
-    for study in studies(file, scale, seeds, place.local_jobs, arms, set_, plugin, runs, **more):
+    for study in studies(
+        file, scale=scale, seeds=seeds, jobs=place.local_jobs, arms=names_in(arms), overrides=set_ or (),
+        plugins=plugin or (), runs=runs, name=name, budget=budget, until=until, machine=place.machine,
+        campaign=campaign, untuned=untuned,
+    ):  # fmt: skip
         study.machine = place.machine_like(study.machine)
         if dry_run:
             print_plan(study, console, json_, price=price)
@@ -201,22 +193,17 @@ def refuse_failures(*results: StudyResult) -> None:
         raise SystemExit(1)
 
 
-def studies(
-    file: Source, scale: str | None, seeds: Any, jobs: int | None, arms: str | None, overrides: list[str] | None,
-    plugins: list[str] | None, runs: Path, **more: Any,
-) -> Iterable[Study]:  # fmt: skip
+def studies(file: Source, **options: Unpack[StudyOptions]) -> Iterable[Study]:
     """The study at `scale`, else at each of the file's `scales`, else at its `base`; each followed, when finished,
     by the one that is to confirm it."""
     from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.planning.ablation import scales_of
 
-    for at_scale in scales(scale, scales_of(file)):
+    for at_scale in scales(options.get("scale"), scales_of(file)):
+        options["scale"] = at_scale
         with rich_progress() as progress:
-            study = api.open_study(
-                file, scale=at_scale, seeds=seeds, arms=names_in(arms), overrides=tuple(overrides or ()),
-                plugins=tuple(plugins or ()), jobs=jobs, runs=runs, progress=progress, **more,
-            )  # fmt: skip
+            study = api.open_study(file, progress=progress, **options)
         yield study
         if following := study.confirmation():
             yield following
@@ -720,7 +707,16 @@ def adopt(
     from gpt2lab.experiments.ablation import adopt_runs, list_adoptable
 
     report, results = partial(say, console_for(to_stderr=json_)), list[dict[str, Any]]()
-    for study in studies(file, scale, seeds, jobs, arms, set_, plugin, runs):
+    for study in studies(
+        file,
+        scale=scale,
+        seeds=seeds,
+        jobs=jobs,
+        arms=names_in(arms),
+        overrides=set_ or (),
+        plugins=plugin or (),
+        runs=runs,
+    ):
         if dry_run:
             adoptable = list_adoptable(study, report)
             results += [{"study": study.name, **group.as_record()} for group in adoptable]

@@ -40,38 +40,23 @@ CAUSES = {
 }
 
 
-@dataclass(frozen=True)
-class Departure:
-    """A validation loss outside the tolerance of the published curve."""
-
-    step: int
-    loss: float
-    published: float
-    tolerance: float
-
-    def __str__(self) -> str:
-        off = self.loss - self.published
-        causes = CAUSES["above" if off > 0 else "below"]
-        expected = f"{self.published:.3f} +- {self.tolerance:.2f}"
-        return (
-            f"step {self.step}: validation loss {self.loss:.3f}, published {expected} ({off:+.3f}). "
-            f"Usual causes: {causes}"
-        )
-
-
 def tolerance(step: int) -> float:
     """Difference in nats at `step` between correct reproductions with other seeds and builds."""
     return 0.10 if step < 500 else 0.05 if step <= 2000 else 0.02
 
 
-def departures(rows: Iterable[Mapping[str, Any]]) -> list[Departure]:
-    """Validation losses of a journal at published steps that are outside the tolerance."""
-    result = []
+def departures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each validation loss of a journal that is outside the tolerance at a published step."""
+    sentences = []
     for row in rows:
-        loss, published = row["metrics"].get("val/loss"), CURVE.get(row["step"])
-        if loss is not None and published is not None and not abs(loss - published) <= tolerance(row["step"]):
-            result.append(Departure(row["step"], loss, published, tolerance(row["step"])))
-    return result
+        step, loss = row["step"], row["metrics"].get("val/loss")
+        if loss is None or step not in CURVE or abs(off := loss - CURVE[step]) <= tolerance(step):
+            continue
+        expected, causes = f"{CURVE[step]:.3f} +- {tolerance(step):.2f}", CAUSES["above" if off > 0 else "below"]
+        sentences.append(
+            f"step {step}: validation loss {loss:.3f}, published {expected} ({off:+.3f}). Usual causes: {causes}"
+        )
+    return sentences
 
 
 PRESET = "gpt2-124m"

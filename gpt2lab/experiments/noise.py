@@ -61,15 +61,6 @@ def aa_study(
 def keep_floor(plan: Plan, record: StudyRecord, store: Store) -> Floor:
     """Store the noise floor of a finished study of repeats, and put it into the study's record. Raises ConfigError when
     too few runs learned anything."""
-    floor = measured(plan, store)
-    write_floor(floor, store)
-    store.write_study(record.with_(noise=NoiseFloor(**floor.as_record())))
-    return floor
-
-
-def measured(plan: Plan, store: Store) -> Floor:
-    """The noise floor from the finished runs of a study of repeats. Raises ConfigError when too few learned
-    anything."""
     losses = {run.seed: final_loss(run, store, plan.data.floors) for run in plan.arms[REPEATS].runs}
     good = {str(seed): loss for seed, loss in losses.items() if loss is not None and loss < float("inf")}
     if len(good) < FEWEST:
@@ -77,14 +68,12 @@ def measured(plan: Plan, store: Store) -> Floor:
         raise ConfigError(problem, where=f"noise floor of {plan.ablation.scale}", hint="gpt2lab report noise")
     first = [losses[plan.seeds[0]], *(final_loss(arm.runs[0], store, plan.data.floors) for name, arm in
              plan.arms.items() if name != REPEATS)]  # fmt: skip
-    return make_floor(
-        plan.ablation.scale,
-        good,
-        [run.id for run in plan.arms[REPEATS].runs],
-        sum(loss == float("inf") for loss in losses.values()),
-        [loss for loss in first if loss is not None],
-        plan.baseline.arm.config,
-        plan.data,
-        plan.machine,
-        plan.baseline.costs,
-    )
+    failed = sum(loss == float("inf") for loss in losses.values())
+    repeats = [loss for loss in first if loss is not None]
+    floor = make_floor(
+        plan.ablation.scale, good, [run.id for run in plan.arms[REPEATS].runs], failed, repeats,
+        plan.baseline.arm.config, plan.data, plan.machine, plan.baseline.costs,
+    )  # fmt: skip
+    write_floor(floor, store)
+    store.write_study(record.with_(noise=NoiseFloor(**floor.as_record())))
+    return floor

@@ -154,7 +154,7 @@ def test_tolerances(step: int, allowed: float) -> None:
 
 
 def test_what_is_said_has_the_distance_and_the_causes_of_its_direction() -> None:
-    above, below = (str(departures([row(500, loss)])[0]) for loss in (5.81, 5.0))
+    above, below = (departures([row(500, loss)])[0] for loss in (5.81, 5.0))
     assert above.startswith("step 500: validation loss 5.810, published 5.374 +- 0.05 (+0.436). Usual causes: a batch,")
     assert "(-0.374). Usual causes: validation text that is also in training" in below
 
