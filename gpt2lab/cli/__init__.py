@@ -31,10 +31,12 @@ from gpt2lab.cli import (
     ledger,
     manage,
     models,
+    plan,
     pull,
     results,
     run,
     selftest,
+    sweep,
     trace,
     train,
 )
@@ -72,7 +74,7 @@ def options(
 
 
 COMMANDS = (
-    begin.init, begin.new, begin.try_, run.run, run.work, run.check, run.machine, run.sweep, train.train,
+    begin.init, begin.new, begin.try_, run.run, run.work, plan.check, plan.machine, sweep.sweep, train.train,
     train.baseline, results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff,
     manage.curves, manage.tag, manage.note, manage.clean, ledger.ledger, ledger.register, agents.mcp,
     results.sync, results.ui, results.serve, pull.pull, compare.compare,

@@ -13,22 +13,9 @@ import typer
 
 from gpt2lab.basics.output import console_for
 from gpt2lab.basics.text import signed
+from gpt2lab.cli import options
 from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen, defaults, option_places
-from gpt2lab.cli.options import (
-    MAX_DAYS,
-    RUNS,
-    Campaign,
-    Json,
-    MaxDays,
-    NoTracking,
-    Plugin,
-    Runs,
-    Scale,
-    Set,
-    given,
-    print_json,
-    say,
-)
+from gpt2lab.cli.options import given, print_json, say
 from gpt2lab.cli.project import FILE
 from gpt2lab.errors import ConfigError, synonym, unknown
 
@@ -175,18 +162,18 @@ def try_(
         typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting, as optim.lr=0.002; several together.",
                        metavar="CHANGE..."),
     ],
-    scale: Scale = None,
+    scale: options.Scale = None,
     seed: Annotated[int, typer.Option("--seed", help="The one seed.", min=0, max=99)] = 0,
-    set_: Set = None,
+    set_: options.Set = None,
     promote: Annotated[
         str | None, typer.Option("--promote", help="Write the ablation file NAME.yaml as well.", metavar="NAME")
     ] = None,
-    campaign: Campaign = None,
-    plugin: Plugin = None,
-    max_days: MaxDays = MAX_DAYS,
-    no_tracking: NoTracking = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    campaign: options.Campaign = None,
+    plugin: options.Plugin = None,
+    max_days: options.MaxDays = options.MAX_DAYS,
+    no_tracking: options.NoTracking = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:  # fmt: skip
     """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
     from gpt2lab import api
@@ -211,8 +198,8 @@ def try_(
     [study] = studies(
         source, scale=scale, seeds=[seed], overrides=set_ or (), plugins=plugin or (), runs=runs, campaign=campaign
     )
-    options = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
-    study.reproduce = f"{options} {shlex.join(changes)}"
+    command = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
+    study.reproduce = f"{command} {shlex.join(changes)}"
     arm, baseline = (study.store.run(study.plan().arms[name].runs[0].id) for name in (label, ALONE))
     result = train(
         study, console, tracking=not no_tracking, max_days=max_days,

@@ -25,20 +25,8 @@ from gpt2lab.basics.text import (
     signed,
     time_taken,
 )
-from gpt2lab.cli.options import (
-    OUT,
-    RUNS,
-    Json,
-    Out,
-    Run,
-    Runs,
-    checked_time,
-    print_fault,
-    print_json,
-    say,
-    store_at,
-    table_of,
-)
+from gpt2lab.cli import options
+from gpt2lab.cli.options import checked_time, print_fault, print_json, say, store_at, table_of
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, LockHeld
 
 if TYPE_CHECKING:
@@ -59,7 +47,7 @@ MOST_ROWS = 500
 """In a table, unless --limit says otherwise."""
 
 
-def studies(runs: Runs = RUNS, out: Out = OUT, json_: Json = False) -> None:
+def studies(runs: options.Runs = options.RUNS, out: options.Out = options.OUT, json_: options.Json = False) -> None:
     """List studies and sweeps, with earlier declarations. `gpt2lab report NAME#1` opens the page of an earlier one."""
     store, damaged, rows = store_at(runs), list[DataFault](), list[dict[str, Any]]()
     for kind, names in (("study", store.studies()), ("sweep", store.sweeps())):
@@ -113,8 +101,8 @@ def runs(
         int | None, typer.Option("--limit", help=f"Show so many; a table has {MOST_ROWS} by default.", min=1)
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV.")] = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:
     """List the runs of the store. Shows what each changes, what it reached, and the study that uses it."""
     from gpt2lab.basics.text import clean
@@ -162,7 +150,7 @@ def _flat(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
-def status(runs: Runs = RUNS, json_: Json = False) -> None:
+def status(runs: options.Runs = options.RUNS, json_: options.Json = False) -> None:
     """Show what trains now. Also on other machines that share the folder of runs."""
     from gpt2lab.store.listing import age, facts_of, run_row, uses
 
@@ -183,10 +171,10 @@ def status(runs: Runs = RUNS, json_: Json = False) -> None:
 
 
 def show(
-    run: Run,
+    run: options.Run,
     full: Annotated[bool, typer.Option("--full", help="Config, identity, result and evaluations as well.")] = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:
     """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
     from gpt2lab.store.listing import facts_of, run_row, uses
@@ -249,7 +237,9 @@ def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
     return [*lines, f"files     {folder.path}", f"more      gpt2lab show {row['id'][:8]} --full"]
 
 
-def diff(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
+def diff(
+    run_a: options.Run, run_b: options.Run, runs: options.Runs = options.RUNS, json_: options.Json = False
+) -> None:
     """Compare two runs. Settings that differ, and validation loss at the same steps."""
     from gpt2lab.store.listing import config_of, curve_of
 
@@ -292,7 +282,7 @@ def curves(
     file: Annotated[
         Path, typer.Argument(help="File to write: .csv or .parquet; a folder for TensorBoard.", metavar="FILE|FOLDER")
     ],
-    runs: Runs = RUNS,
+    runs: options.Runs = options.RUNS,
 ) -> None:
     """Write every curve of a study to a file. Columns arm, seed, step, metric, value; or a folder for TensorBoard."""
     from gpt2lab.analysis.results import load_results
@@ -339,9 +329,9 @@ def write_events(frame: Any, folder: Path) -> Any:
 
 
 def tag(
-    run: Run,
+    run: options.Run,
     tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD takes one away.", metavar="TAG...")],
-    runs: Runs = RUNS,
+    runs: options.Runs = options.RUNS,
 ) -> None:
     """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, takes a tag away."""
     folder = store_at(runs).find(run)
@@ -359,7 +349,7 @@ def note(
         str | None,
         typer.Argument(help="What to remember; '' to forget. Without it, show what is written.", metavar="[TEXT]"),
     ] = None,
-    runs: Runs = RUNS,
+    runs: options.Runs = options.RUNS,
 ) -> None:
     """Write or show a note about a run, or a study's conclusion. `show` and `runs --json` have the notes of runs;
     a conclusion stands on the study's page."""
@@ -390,8 +380,8 @@ def clean(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")] = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:
     """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
     from gpt2lab.store.listing import age, run_rows, seconds_since, selected

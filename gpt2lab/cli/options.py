@@ -110,6 +110,11 @@ def names_in(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def scales(chosen: str | None, declared: Iterable[str]) -> list[str | None]:
+    """The scales to run at; None is that of the file's `base`."""
+    return [chosen] if chosen else list(declared) or [None]
+
+
 def say(console: Console, *lines: str, wrap: bool = True) -> None:
     """Print lines as they are written; wrap: at the width of the console."""
     for line in lines:

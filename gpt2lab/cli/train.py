@@ -12,20 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2lab.basics.output import console_for
-from gpt2lab.cli.options import (
-    MAX_DAYS,
-    RUNS,
-    Json,
-    MaxDays,
-    NoTracking,
-    Plugin,
-    Runs,
-    Set,
-    confirm_time,
-    given,
-    print_json,
-    say,
-)
+from gpt2lab.cli import options
+from gpt2lab.cli.options import confirm_time, given, print_json, say
 from gpt2lab.errors import ConfigError, Gpt2labError
 
 if TYPE_CHECKING:
@@ -36,18 +24,18 @@ def train(
     preset: Annotated[
         str, typer.Argument(help="Preset or YAML file, such as nano or ./mine.yaml.", metavar="PRESET_OR_FILE")
     ],
-    set_: Set = None,
+    set_: options.Set = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed, instead of the config's.", min=0)] = None,
     nproc: Annotated[
         int | None, typer.Option("--nproc", help="Ranks that share every batch: one per GPU, or CPU cores.", min=1)
     ] = None,
-    plugin: Plugin = None,
+    plugin: options.Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run and its cost; train nothing.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into the run's trace.json.")] = False,
-    max_days: MaxDays = MAX_DAYS,
-    no_tracking: NoTracking = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    max_days: options.MaxDays = options.MAX_DAYS,
+    no_tracking: options.NoTracking = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:
     """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
     from gpt2lab.training.ranks import RankEnvironment
@@ -126,15 +114,15 @@ def baseline(
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", help="Tokens in each step, over all ranks.", min=1)
     ] = None,
-    set_: Set = None,
+    set_: options.Set = None,
     nproc: Annotated[
         int | None, typer.Option("--nproc", help="Ranks; by default one per GPU of this machine.", min=1)
     ] = None,
-    max_days: MaxDays = MAX_DAYS,
+    max_days: options.MaxDays = options.MAX_DAYS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate; train nothing.")] = False,
-    no_tracking: NoTracking = False,
-    runs: Runs = RUNS,
-    json_: Json = False,
+    no_tracking: options.NoTracking = False,
+    runs: options.Runs = options.RUNS,
+    json_: options.Json = False,
 ) -> None:
     """Reproduce GPT-2 124M by its published recipe.
 

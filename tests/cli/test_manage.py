@@ -38,7 +38,7 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
     assert "1 contrast counts as a new hypothesis of this store (2); the same declaration again does not" in other
     again = gpt2lab("run", ablation, "--dry-run")
     assert again.code == 0 and "declared otherwise" not in again.out
-    monkeypatch.setattr("gpt2lab.cli.run.MOST_JUDGED", 1)
+    monkeypatch.setattr("gpt2lab.cli.plan.MOST_JUDGED", 1)
     many = gpt2lab("run", ablation, "--dry-run").out
     many = " ".join(many.split())
     assert "2 runs of this study so far; what they leave open: gpt2lab report" in many
