@@ -149,41 +149,32 @@ def explanation(what: str, plugin: list[str] | None) -> Any:
     record: dict[str, Any] = {"slot": slot.name, "key": slot.path, "value": choice.written(), "doc": component.doc}
     lines = [f"{slot.path} = {component.name}\n\n{component.doc}\n"]
     if component.parameters:
-        from gpt2lab.schema import type_name
-
-        lines.append("options:")
-        for name, parameter in component.parameters.items():
-            default = "" if parameter.default is parameter.empty else f" = {parameter.default}"
-            lines.append(f"  {name}: {type_name(parameter.annotation)}{default}")
-        lines.append("")
-    if component.can:
-        lines.append(f"offers:  {', '.join(sorted(component.can))}")
-    for needed_slot, word in component.needs.items():
-        lines.append(f"needs:   {needed_slot} that offers {word}")
-    for line in costs:
-        lines.append(f"cost:    {line}")
-    for line in effects:
-        lines.append(f"effect:  {line}")
-    lines.append(f"source:  {component.source}")
-    if component.tags:
-        lines.append(f"tags:    {', '.join(sorted(component.tags))}")
+        lines += ["options:", *(option_line(name, option) for name, option in component.parameters.items()), ""]
+    facts = [
+        ("offers", ", ".join(sorted(component.can))),
+        *(("needs", f"{needed_slot} that offers {word}") for needed_slot, word in component.needs.items()),
+        *(("cost", line) for line in costs),
+        *(("effect", line) for line in effects),
+        ("source", component.source),
+        ("tags", ", ".join(sorted(component.tags))),
+    ]
     if slot.in_config:
         default = "canonical GPT-2" if slot.path.startswith("model.") else "default"
         names = ", ".join(defaults(slot)) or "none"
-        lines.append(f"slot:    {slot.what} ({ARITY.get(slot.arity, 'one')}); {default}: {names}")
-        lines.append(f"yaml:    {slot.path}: {json.dumps(choice.written())}")
+        facts.append(("slot", f"{slot.what} ({ARITY.get(slot.arity, 'one')}); {default}: {names}"))
+        facts.append(("yaml", f"{slot.path}: {json.dumps(choice.written())}"))
     else:
-        lines.append(f"slot:    {slot.what}")
         name = what.partition("=")[2]
         use = {
             "tracker": f"GPT2LAB_TRACKER={name} gpt2lab run FILE",
             "diagnostic": f"evaluate: {{diagnostics: [{name}]}}",
             "task": f"gpt2lab eval --study NAME --tasks {name}",
         }
-        lines.append(f"use:     {use.get(slot.name, f'gpt2lab eval --study NAME --{slot.name} {name}')}")
-    lines.append(f"code:    {inspect.getsourcefile(component.factory)}")
+        facts += [("slot", slot.what), ("use", use.get(slot.name, f"gpt2lab eval --study NAME --{slot.name} {name}"))]
+    facts.append(("code", str(inspect.getsourcefile(component.factory))))
     if places:
-        lines.append(f"also:    {what} is an option of {', '.join(f'{place.slot}={place.name}' for place in places)}")
+        facts.append(("also", f"{what} is an option of {', '.join(f'{place.slot}={place.name}' for place in places)}"))
+    lines += [f"{label + ':':9}{text}" for label, text in facts if text]
     return plain(
         {"record": {**as_json(component), **record, "cost": costs, "effects": effects}, "text": "\n".join(lines)}
     )
@@ -195,37 +186,43 @@ def option_places(name: str, slots: Mapping[str, Slot]) -> list[Component]:
     return sorted(having, key=lambda component: component.name not in defaults(slots[component.slot]))
 
 
+def option_facts(option: inspect.Parameter) -> dict[str, Any]:
+    """Type and default of an option as plain data."""
+    from gpt2lab.schema import type_name
+
+    default = None if option.default is option.empty else option.default
+    return {"type": type_name(option.annotation), "default": default}
+
+
+def option_line(name: str, option: inspect.Parameter) -> str:
+    """An option with its type, and its default if it has one."""
+    facts = option_facts(option)
+    return f"  {name}: {facts['type']}" + ("" if option.default is option.empty else f" = {facts['default']}")
+
+
 def option_explanation(name: str, places: Sequence[Component]) -> dict[str, Any]:
     """An option for programs and for people: one component of each slot in full, the others by name."""
     from gpt2lab.registry import BESIDE_CONFIG, SLOTS
-    from gpt2lab.schema import type_name
     from gpt2lab.testing import variants
 
     slots, shown, record = {**SLOTS, **BESIDE_CONFIG}, dict[str, list[str]](), list[dict[str, Any]]()
     for component in places:
         slot, option = slots[component.slot], component.parameters[name]
-        place: dict[str, Any] = {
-            "slot": slot.name,
-            "key": slot.path,
-            "component": component.name,
-            "type": type_name(option.annotation),
-        }
-        default = None if option.default is option.empty else option.default
         needed = any(parameter.default is parameter.empty for parameter in component.parameters.values())
         meaning = re.search(rf"^{name}: +(.+(?:\n(?! *\w+:|\n).+)*)", component.doc, re.MULTILINE)
-        place |= {"default": default, "doc": " ".join(meaning[1].split()) if meaning else ""}
+        place = {"slot": slot.name, "key": slot.path, "component": component.name, **option_facts(option)}
+        place |= {"doc": " ".join(meaning[1].split()) if meaning else ""}
         record.append(place)
         if slot.name in shown:
             shown[slot.name].append(component.name)
             continue
         shown[slot.name] = []
-        lines = [f"{slot.path} = {component.name}", f"  {name}: {place['type']}"
-                 + ("" if option.default is option.empty else f" = {default}"), f"  {place['doc']}"]  # fmt: skip
+        lines = [f"{slot.path} = {component.name}", option_line(name, option), f"  {place['doc']}"]
         example = next((case for case in variants(component) if name in case.options), None)
         if slot.in_config and (example or not needed):
-            choice = example.choice() if example else slot.read({"name": component.name, name: default})
-            place |= {"value": choice.written() if example else {"name": component.name, name: default}}
-            place |= {"cost": cost_lines(choice)}
+            default = {"name": component.name, name: place["default"]}
+            choice = example.choice() if example else slot.read(default)
+            place |= {"value": choice.written() if example else default, "cost": cost_lines(choice)}
             lines.append(f"  yaml:  {slot.path}: {json.dumps(place['value'])}")
             lines += [f"  cost:  {line}" for line in place["cost"]]
         place["lines"] = [line for line in lines if line.strip()]
@@ -413,19 +410,11 @@ def defaults(slot: Slot) -> tuple[str, ...]:
 
 def as_json(component: Component) -> dict[str, Any]:
     """One component as plain data."""
-    from gpt2lab.schema import type_name
-
     return {
         "name": component.name,
         "summary": component.summary,
         "source": component.source,
-        "options": {
-            name: {
-                "type": type_name(parameter.annotation),
-                "default": None if parameter.default is parameter.empty else parameter.default,
-            }
-            for name, parameter in component.parameters.items()
-        },
+        "options": {name: option_facts(option) for name, option in component.parameters.items()},
         "tags": sorted(component.tags),
         "can": sorted(component.can),
         "needs": dict(component.needs),

@@ -78,7 +78,7 @@ class SweepPlan:
 
         return run_searches(
             self.searches, self.record, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
-            seconds=self.record.time_budget, stays=stays, executor=executor,
+            stays=stays, executor=executor,
         )  # fmt: skip
 
     @property

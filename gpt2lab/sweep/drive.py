@@ -41,15 +41,14 @@ LOCK_PATIENCE_SECONDS = 60.0
 
 def run_searches(
     searches: Mapping[str, Search], record: SweepRecord, store: Store, *, on_event: Listener,
-    tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, seconds: float | None = None,
-    stays: bool = True, executor: Executor | None = None,
+    tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, stays: bool = True,
+    executor: Executor | None = None,
 ) -> SweepRecord:  # fmt: skip
     """Work on all searches until every trial has come to its end; -> the record, which is also in the store.
 
-    record:  what was declared, without its searches.
+    record:  what was declared, without its searches; no trial is begun after its `time_budget`, in seconds.
     storage: where the trials are kept; beside the runs unless given.
     nproc:   ranks of every run.
-    seconds: no trial is begun after that time.
     stays:   whether to wait while other workers are at the last trials, in case they die.
     executor: where runs execute, as many at a time as the machine of the searches says; processes of this machine by
              default.
@@ -72,7 +71,7 @@ def run_searches(
         say(text)
     record = record.with_(storage=shown(address))
     follower = Follower(store, as_study(record), tracker, say)
-    deadline = time.monotonic() + seconds if seconds else math.inf
+    deadline = time.monotonic() + record.time_budget if record.time_budget else math.inf
     try:
         return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays, executor).run()
     finally:
