@@ -176,7 +176,7 @@ class Prepared:
             raise DataFault(problems, hint=_again(self.path))
         if not remembered:
             for tokens in (self.train, self.validation):
-                for _ in _stretches(tokens, len(tokens), overlap=0):
+                for _ in stretches(tokens):
                     pass  # reading checks the ids
 
 
@@ -292,7 +292,7 @@ def floors(train: TokenSequence, validation: TokenSequence, vocab_size: int, lim
     train: (N,)  validation: (M,), both with at least two tokens.
     """
     single = np.ones(vocab_size)  # (V,)
-    for stretch in _stretches(train, limit, overlap=0):
+    for stretch in stretches(train, limit):
         single += np.bincount(stretch, minlength=vocab_size)
     unigram = single / single.sum()  # (V,)
     pairs, counts = _pair_counts(train, vocab_size, limit)  # (P,), (P,)
@@ -301,7 +301,7 @@ def floors(train: TokenSequence, validation: TokenSequence, vocab_size: int, lim
     distinct = np.bincount(heads, minlength=vocab_size)  # T(h), (V,)
 
     totals = np.zeros(2)
-    for stretch in _stretches(validation, limit, overlap=1):
+    for stretch in stretches(validation, limit, overlap=1):
         h, w = stretch[:-1], stretch[1:]
         p = unigram[w]
         pair_ids = h * vocab_size + w
@@ -314,9 +314,9 @@ def floors(train: TokenSequence, validation: TokenSequence, vocab_size: int, lim
     return {"unigram": float(unigram_floor), "bigram": float(bigram_floor)}
 
 
-def _stretches(tokens: TokenSequence, limit: int, overlap: int) -> Iterator[Ids]:
+def stretches(tokens: TokenSequence, limit: int | None = None, *, overlap: int = 0) -> Iterator[Ids]:
     """The first `limit` tokens in stretches; with overlap 1, each begins with the last token of the one before."""
-    end = min(limit, len(tokens))
+    end = len(tokens) if limit is None else min(limit, len(tokens))
     for start in range(0, end - overlap, STRETCH):
         yield tokens[start : min(end, start + STRETCH + overlap)]
 
@@ -326,7 +326,7 @@ def _pair_counts(tokens: TokenSequence, vocab_size: int, limit: int) -> tuple[Id
     # uint32 halves the memory of this array, the largest here
     pairs = np.empty(min(limit, len(tokens)) - 1, dtype=np.uint32 if vocab_size**2 <= 1 << 32 else np.int64)
     filled = 0
-    for stretch in _stretches(tokens, limit, overlap=1):
+    for stretch in stretches(tokens, limit, overlap=1):
         pairs[filled : filled + len(stretch) - 1] = stretch[:-1] * vocab_size + stretch[1:]
         filled += len(stretch) - 1
     pairs.sort()

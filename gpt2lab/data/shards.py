@@ -47,6 +47,7 @@ from gpt2lab.data.prepared import (
     fingerprint,
     floors,
     open_verified,
+    stretches,
 )
 from gpt2lab.data.tokenfiles import TokenFiles
 from gpt2lab.data.tokenizers import GPT2_SIZE, Tokenizer, TokenizerSite, pieces
@@ -426,28 +427,25 @@ def link(folder: Path, corpus: TokenFiles, tokenizer: Tokenizer, progress: Progr
     records: dict[SplitName, Any] = {}
     problems: list[Problem] = []
     for split in SPLITS:
-        counts, shards = np.zeros(1 << 16, np.int64), []
+        counts, shards = np.zeros(GPT2_SIZE, np.int64), []
         for number, file in enumerate(corpus.files[split]):
             name = f"{split}_{number:03d}.bin"
             (folder / name).symlink_to(file.path)
-            tokens = Tokens([(file.path, file.tokens)], "<u2", 1 << 16, [file.skip])
-            occurring = np.zeros(1 << 16, np.int64)
-            for start in range(0, file.tokens, 1 << 22):
-                stretch = tokens[start : start + (1 << 22)]
-                occurring += np.bincount(stretch, minlength=1 << 16)
-                done += len(stretch)
-                progress(2 * done, 2 * total, "checking the tokens")
-                try:
-                    check_ids(stretch, GPT2_SIZE, str(file.path), start)
-                except DataFault as fault:
-                    problems += fault.problems
-                    break
+            tokens = Tokens([(file.path, file.tokens)], "<u2", GPT2_SIZE, [file.skip])
+            occurring = np.zeros(GPT2_SIZE, np.int64)
+            try:
+                for stretch in stretches(tokens):  # reading checks the ids
+                    occurring += np.bincount(stretch, minlength=GPT2_SIZE)
+                    done += len(stretch)
+                    progress(2 * done, 2 * total, "checking the tokens")
+            except DataFault as fault:
+                problems += fault.problems
             counts += occurring
             shards.append({"file": name, "tokens": file.tokens, "skip": file.skip, "sha256": sums[file.path],
                            "documents": int(occurring[tokenizer.separator])})  # fmt: skip
         records[split] = {
             "tokens": sum(shard["tokens"] for shard in shards),
-            "bytes": int(counts[:GPT2_SIZE] @ tokenizer.byte_lengths),
+            "bytes": int(counts @ tokenizer.byte_lengths),
             "documents": [],
             "document_count": int(counts[tokenizer.separator]),
             "shards": shards,
