@@ -513,16 +513,13 @@ def tracked_records(
 
     Raises ConfigError when nothing is called so, DataFault for a damaged record unless `on_damage` takes it.
     """
-
-    def named(known: Sequence[str]) -> list[str]:
-        return [full for full in known if name in (None, full, full.partition("@")[0])]
-
-    studies, sweeps = named(store.studies()), named(store.sweeps())
-    if name is not None and not studies and not sweeps:
-        known = dict.fromkeys([*store.studies(), *store.sweeps()])
-        raise ConfigError(unknown("study or sweep", name, list(known)), hint="gpt2lab runs")
+    known = [*(("study", full) for full in store.studies()), *(("sweep", full) for full in store.sweeps())]
+    wanted = [(kind, full) for kind, full in known if name in (None, full, full.partition("@")[0])]
+    if name is not None and not wanted:
+        names = list(dict.fromkeys(full for _, full in known))
+        raise ConfigError(unknown("study or sweep", name, names), hint="gpt2lab runs")
     records = []
-    for kind, full in [("study", full) for full in studies] + [("sweep", full) for full in sweeps]:
+    for kind, full in wanted:
         try:
             records.append(store.study(full).plain() if kind == "study" else as_study(store.sweep(full)))
         except DataFault as damage:
