@@ -66,8 +66,7 @@ class LocalExecutor:
         taken = {worker.place for worker in self._workers.values()}
         place = next(place for place in range(self.capacity) if place not in taken)
         gpu = {"CUDA_VISIBLE_DEVICES": visible_gpu(place % self.gpus)} if self.gpus else {}
-        start = self._server.start if self.fork else start_process
-        process = start_within(start, job, {**worker_environment(job), **gpu}, job.folder / "run.log")
+        process = started(self._server.start if self.fork else start_process, job, **gpu)
         self._workers[job.run_id] = Worker(job, place, process)
 
     def poll(self, seconds: float) -> list[str]:
@@ -107,6 +106,11 @@ class LocalExecutor:
         for worker in self._workers.values():
             worker.process.send_signal(signal.SIGKILL)
         self._server.kill()
+
+
+def started(start: Start, job: Job, **environment: str) -> Process:
+    """A worker for `job`, by `start`, with its environment and its log. Raises EnvironmentFault."""
+    return start_within(start, job, {**worker_environment(job), **environment}, job.folder / "run.log")
 
 
 def start_within(start: Start, job: Job, environment: Mapping[str, str], log: Path) -> Process:
