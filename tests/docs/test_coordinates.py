@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scripts import coordinates
 
 from gpt2lab.config import Config, load_config
 from gpt2lab.data.batches import Batches
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import build_model
-
-NOTES = Path(__file__).parents[2] / "docs" / "notes"
-spec = importlib.util.spec_from_file_location("coordinates", NOTES / "coordinates.py")
-assert spec and spec.loader
-module = importlib.util.module_from_spec(spec)
-sys.modules["coordinates"] = module
-spec.loader.exec_module(module)
-at_widths, coordinate_check, joined, slope = module.at_widths, module.coordinate_check, module.joined, module.slope
 
 MUP = "{name: mup, base_width: 64}"
 TEXT = np.frombuffer(b"".join(b"%d bottles of beer on the wall, " % n for n in range(400)), np.uint8).astype(np.int64)
@@ -36,8 +27,8 @@ def tiny(parametrization: str, *overrides: str) -> Config:
 
 
 def checked(parametrization: str, widths: list[int], *overrides: str, steps: int = 6, seeds: int = 1) -> dict[str, Any]:
-    configs = at_widths(tiny(parametrization, *overrides), widths)
-    return coordinate_check(configs, steps=steps, seeds=seeds, tokens=TEXT)
+    configs = coordinates.at_widths(tiny(parametrization, *overrides), widths)
+    return coordinates.coordinate_check(configs, steps=steps, seeds=seeds, tokens=TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +91,12 @@ def test_it_draws_no_random_number_and_depends_on_the_seed_alone(found: dict[str
     )
     assert both["seeds"] == [0, 1] and one["rms"] != other["rms"]
     halves: list[Any] = [{"rms": {"logits": [3.0, 1.0]}}, {"rms": {"logits": [4.0, None]}}]
-    assert joined(halves) == {"rms": {"logits": [math.sqrt(12.5), None]}}
+    assert coordinates.joined(halves) == {"rms": {"logits": [math.sqrt(12.5), None]}}
 
 
 def test_numbers_are_those_of_the_model() -> None:
     record = checked("standard", [64, 128], steps=0)
-    config = at_widths(tiny("standard"), [128])[0]
+    config = coordinates.at_widths(tiny("standard"), [128])[0]
     model = build_model(config.model, seed=0).eval()
     tokens = torch.as_tensor(Batches(TEXT, 32, 4, 0).at(0)[0])
     with torch.no_grad():
@@ -121,19 +112,23 @@ def test_what_blows_up_is_null_and_takes_no_part_in_the_slope() -> None:
     assert record["rms"]["logits"][0][-1] is None
     assert record["slopes"]["logits"] is None
     json.dumps(record, allow_nan=False)
-    assert slope([64, 128, 256], [1.0, None, 16.0]) == pytest.approx(2.0)
-    assert slope([64, 128], [0.0, 1.0]) is None and math.isclose(slope([1, 10], [5.0, 0.5]) or 0, -1)
+    assert coordinates.slope([64, 128, 256], [1.0, None, 16.0]) == pytest.approx(2.0)
+    assert coordinates.slope([64, 128], [0.0, 1.0]) is None
+    assert coordinates.slope([1, 10], [5.0, 0.5]) == pytest.approx(-1)
 
 
 def test_widths_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\[40, 8\] are no multiples of a head's 16 channels"):
-        at_widths(tiny("standard"), [32, 40, 8])
-    assert [(c.model.n_embd, c.model.n_head) for c in at_widths(tiny("standard"), [32, 48])] == [(32, 2), (48, 3)]
-    assert [c.model.n_embd for c in at_widths(tiny("standard"))] == [32, 64, 128]
-    assert [c.model.n_embd for c in at_widths(load_config("nano", ["model.n_head=1"]))] == [128, 256, 512]
+        coordinates.at_widths(tiny("standard"), [32, 40, 8])
+    for config, widths, expected in (
+        (tiny("standard"), [[32, 48]], [(32, 2), (48, 3)]),
+        (tiny("standard"), [], [(32, 2), (64, 4), (128, 8)]),
+        (load_config("nano", ["model.n_head=1"]), [], [(128, 1), (256, 2), (512, 4)]),
+    ):
+        assert [(c.model.n_embd, c.model.n_head) for c in coordinates.at_widths(config, *widths)] == expected
     for configs in ([], [tiny("standard"), tiny(MUP)]):
         with pytest.raises(ConfigError, match="different widths"):
-            coordinate_check(configs, tokens=TEXT)
+            coordinates.coordinate_check(configs, tokens=TEXT)
 
 
 def test_the_ladder_of_widths_changes_nothing_but_the_width() -> None:

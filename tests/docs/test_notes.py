@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from scripts import NOTES, loaded
 
 from gpt2lab.planning.ablation import load_ablation
 
 ROOT = Path(__file__).parents[2]
-NOTES = ROOT / "docs" / "notes"
-
-
-def loaded(name: str) -> ModuleType:
-    """A script of the notes as a module."""
-    spec = importlib.util.spec_from_file_location(name, NOTES / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-loaded("coordinates")
 m = loaded("measures")
 
 
@@ -141,12 +125,6 @@ def test_the_token_just_read_stands_out_by_what_its_vector_has_in_the_stream() -
     logits = m.first_logits(m.ModelConfig(**sizes, init="zero_projections"))
     assert logits["own"].mean().item() == pytest.approx(256 * 0.02 / math.sqrt(2), rel=0.05)
     assert logits["others"].std().item() == pytest.approx(math.sqrt(256) * 0.02, rel=0.05)
-
-
-def test_wider_models_move_further_unless_they_are_parametrised_for_it() -> None:
-    slopes = {name: m.moved_by_width(name, [64, 256], steps=2)["slopes"] for name in ("standard", "mup")}
-    assert all(slope > 0.7 for slope in slopes["standard"].values())
-    assert all(-0.5 < slope < 0.1 for slope in slopes["mup"].values()), "it may fall a little, and levels out"
 
 
 def test_schedules_and_adams_first_steps() -> None:
