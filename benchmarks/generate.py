@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ import typer
 from torch import Tensor
 
 from benchmarks import options as o
-from benchmarks.sides import NanoGPT, Side, Transformers, Work, other_side, plain_model, work_against
+from benchmarks.sides import Side, Work, nanogpt_gpt, other_side, plain_model, transformers_gpt2, work_against
 from benchmarks.turns import time_sides
 from gpt2lab import generation
 from gpt2lab.errors import ConfigError
@@ -56,93 +56,73 @@ class Passage:
             )
 
 
-class GenerationSide(ABC):
-    """A side that generates all of a passage at each step.
+Continued = Callable[[Tensor], Tensor]
+"""Generates: prompts (B, P) -> new tokens (B, N) int64"""
 
-    name, precision: see Side.  prompts: (B, P).
-    """
 
-    name: str
+class GenerationSide:
+    """A side that generates all of a passage at each step."""
 
-    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
-        passage.check()
-        self.passage, self.precision, self.device = passage, precision, device
+    def __init__(
+        self, name: str, passage: Passage, precision: Precision, device: torch.device, continued: Continued
+    ) -> None:
+        self.name, self.precision, self.continued = name, precision, continued
         self.prompts = passage.prompts().to(device)
-
-    @abstractmethod
-    def continued(self) -> Tensor:
-        """-> (B, N) int64"""
 
     def step(self) -> float:
         """Generate; -> a check sum of the new tokens."""
-        return float(zlib.crc32(self.continued().cpu().contiguous().numpy().tobytes()))
+        return float(zlib.crc32(self.continued(self.prompts).cpu().contiguous().numpy().tobytes()))
 
 
-class EngineGeneration(GenerationSide):
+def by_gpt2lab(passage: Passage, precision: Precision, device: torch.device, *, cold: bool) -> Continued:
     """`gpt2lab.generation`. cold: lay out matrices anew each time, as a single `gpt2lab sample` must."""
+    model = build_model(passage.work.model(), seed=0, device=device).eval()
+    settings = generation.Sampling(temperature=0, max_new_tokens=passage.new_tokens)
 
-    def __init__(self, passage: Passage, precision: Precision, device: torch.device, *, cold: bool) -> None:
-        super().__init__(passage, precision, device)
-        self.name = "gpt2lab" + (", cold" if cold else "")
-        self.cold, self.model = cold, build_model(passage.work.model(), seed=0, device=device).eval()
-        self.reader = self._reader()
+    def laid_out() -> generation.Reader:
+        return generation.Reader(model, rows=passage.sequences, precision=precision)
 
-    def _reader(self) -> generation.Reader:
-        return generation.Reader(self.model, rows=self.passage.sequences, precision=self.precision)
+    kept = laid_out()
 
-    def continued(self) -> Tensor:
-        reader = self._reader() if self.cold else self.reader
-        settings = generation.Sampling(temperature=0, max_new_tokens=self.passage.new_tokens)
-        steps = [list(new.values()) for new in generation.generate(reader, self.prompts.tolist(), settings)]
-        return torch.tensor(steps).T
+    def continued(prompts: Tensor) -> Tensor:
+        reader = laid_out() if cold else kept
+        return torch.tensor([list(new.values()) for new in generation.generate(reader, prompts.tolist(), settings)]).T
+
+    return continued
 
 
-class TransformersGeneration(GenerationSide):
+def by_transformers(passage: Passage, precision: Precision, device: torch.device) -> Continued:
     """Hugging Face's `generate` with its own cache; in half precision its weights are converted, as users do."""
+    model: Any = transformers_gpt2(passage.work).eval().to(device, AUTOCAST.get(precision, torch.float32))
+    model.generation_config.eos_token_id = None  # all are to have equal length
 
-    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
-        super().__init__(passage, precision, device)
-        self.name = "transformers"
-        model: Any = Transformers(passage.work, device).model
-        model.generation_config.eos_token_id = None  # all are to have equal length
-        self.model = model.eval().to(AUTOCAST.get(precision, torch.float32))
-
-    def continued(self) -> Tensor:
-        out: Tensor = self.model.generate(
-            self.prompts, attention_mask=torch.ones_like(self.prompts), max_new_tokens=self.passage.new_tokens,
-            do_sample=False, use_cache=True, pad_token_id=0,
+    def continued(prompts: Tensor) -> Tensor:
+        out: Tensor = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=passage.new_tokens, do_sample=False,
+            use_cache=True, pad_token_id=0,
         )  # fmt: skip
-        return out[:, self.passage.prompt_tokens :]
+        return out[:, passage.prompt_tokens :]
+
+    return continued
 
 
-class NanoGPTGeneration(GenerationSide):
+def by_nanogpt(passage: Passage, precision: Precision, device: torch.device, folder: str) -> Continued:
     """nanoGPT's `generate`, which has no cache; the best of one is the best."""
-
-    def __init__(self, passage: Passage, precision: Precision, device: torch.device, folder: str) -> None:
-        super().__init__(passage, precision, device)
-        self.name = "nanoGPT"
-        model: Any = NanoGPT(passage.work, device, folder).model
-        self.model = model.eval().to(AUTOCAST.get(precision, torch.float32))
-
-    def continued(self) -> Tensor:
-        out: Tensor = self.model.generate(self.prompts, self.passage.new_tokens, top_k=1)
-        return out[:, self.passage.prompt_tokens :]
+    model: Any = nanogpt_gpt(passage.work, folder).eval().to(device, AUTOCAST.get(precision, torch.float32))
+    return lambda prompts: model.generate(prompts, passage.new_tokens, top_k=1)[:, passage.prompt_tokens :]
 
 
-class PlainGeneration(GenerationSide):
+def by_plain(passage: Passage, precision: Precision, device: torch.device) -> Continued:
     """The plain model, which reads the whole text again for each token."""
-
-    def __init__(self, passage: Passage, precision: Precision, device: torch.device) -> None:
-        super().__init__(passage, precision, device)
-        self.name = "plain"
-        self.model = plain_model(passage.work).eval().to(device, AUTOCAST.get(precision, torch.float32))
+    model = plain_model(passage.work).eval().to(device, AUTOCAST.get(precision, torch.float32))
 
     @torch.inference_mode()
-    def continued(self) -> Tensor:
-        tokens = self.prompts
-        for _ in range(self.passage.new_tokens):
-            tokens = torch.cat([tokens, self.model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
-        return tokens[:, self.passage.prompt_tokens :]
+    def continued(tokens: Tensor) -> Tensor:
+        for _ in range(passage.new_tokens):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+        return tokens[:, passage.prompt_tokens :]
+
+    return continued
 
 
 @dataclass(frozen=True)
@@ -155,12 +135,17 @@ class GenerationSpec:
 
     def make(self, passage: Passage, device: torch.device) -> Side:
         """The side, ready to generate. Raises ConfigError, or EnvironmentFault where a package is missing."""
+        passage.check()
+        how = passage, self.precision, device
         if self.name == "gpt2lab":
-            return EngineGeneration(passage, self.precision, device, cold=self.cold)
+            name = "gpt2lab" + (", cold" if self.cold else "")
+            return GenerationSide(name, *how, by_gpt2lab(*how, cold=self.cold))
         kind, path = other_side(self.name)
         if kind == "nanogpt":
-            return NanoGPTGeneration(passage, self.precision, device, path)
-        return (PlainGeneration if kind == "plain" else TransformersGeneration)(passage, self.precision, device)
+            return GenerationSide("nanoGPT", *how, by_nanogpt(*how, path))
+        if kind == "engine":
+            raise ConfigError("our training loop generates nothing", where="--vs", hint="--vs plain")
+        return GenerationSide(kind, *how, (by_plain if kind == "plain" else by_transformers)(*how))
 
 
 @dataclass(frozen=True)

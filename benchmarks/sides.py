@@ -7,8 +7,7 @@ default, the loss read at every step. All of them start from equal weights, clip
 from __future__ import annotations
 
 import importlib.util
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -174,66 +173,6 @@ def plain_model(work: Work) -> PlainGPT:
     return model
 
 
-class Other(ABC):
-    """A step as it is commonly written: batch, loss, backward, clip, AdamW, and the loss read."""
-
-    precision: Precision = "fp32"
-
-    def __init__(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, work: Work) -> None:
-        self.name, self.model, self.optimizer = name, model.train(), optimizer
-        self.batches: Batches = work.batches()
-        self.device = next(model.parameters()).device
-        self.taken = 0
-
-    @abstractmethod
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """(B, T), (B, T) -> ()"""
-
-    def step(self) -> float:
-        tokens, targets = (torch.from_numpy(x).to(self.device) for x in self.batches.at(self.taken))
-        self.taken += 1
-        with autocast(self.precision, self.device):
-            loss = self.loss(tokens, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.item())
-
-
-class PlainSide(Other):
-    """The yardstick, plain.py."""
-
-    def __init__(self, work: Work, device: torch.device) -> None:
-        model = plain_model(work).to(device)
-        super().__init__("plain", model, adamw(model, LR, WEIGHT_DECAY), work)
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self.model.objective(tokens, targets)[0]  # type: ignore[operator, no-any-return]
-
-
-class NanoGPT(Other):
-    """A checkout of nanoGPT that lies on this machine: its model and its own choice of optimizer."""
-
-    def __init__(self, work: Work, device: torch.device, folder: str) -> None:
-        module = _module(Path(folder) / "model.py")
-        config = module.GPTConfig(
-            block_size=work.block_size, vocab_size=work.vocab_size, n_layer=work.n_layer, n_head=work.n_head,
-            n_embd=work.n_embd, dropout=0.0, bias=work.bias,
-        )  # fmt: skip
-        model = module.GPT(config)
-        ours = {f"transformer.{name}": tensor for name, tensor in initial_weights(work).items()}
-        missing = model.load_state_dict(ours, strict=False)
-        if missing.unexpected_keys:
-            raise ConfigError(f"does not know {', '.join(missing.unexpected_keys)}", where=folder)
-        model = model.to(device)
-        optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, (0.9, 0.95), device.type)
-        super().__init__("nanoGPT", model, optimizer, work)
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self.model(tokens, targets)[1]  # type: ignore[no-any-return]
-
-
 def _module(path: Path) -> Any:
     """A Python file as a module. Raises ConfigError unless it has what nanoGPT's model has."""
     hint = "--vs nanogpt=FOLDER, where FOLDER is a checkout of nanoGPT"
@@ -251,34 +190,69 @@ def _module(path: Path) -> Any:
     return module
 
 
-class Transformers(Other):
-    """Hugging Face's GPT-2, which always has biases."""
+def nanogpt_gpt(work: Work, folder: str) -> Any:
+    """The model of a checkout of nanoGPT that lies on this machine, with the weights that all sides start from."""
+    module = _module(Path(folder) / "model.py")
+    config = module.GPTConfig(
+        block_size=work.block_size, vocab_size=work.vocab_size, n_layer=work.n_layer, n_head=work.n_head,
+        n_embd=work.n_embd, dropout=0.0, bias=work.bias,
+    )  # fmt: skip
+    model = module.GPT(config)
+    ours = {f"transformer.{name}": tensor for name, tensor in initial_weights(work).items()}
+    missing = model.load_state_dict(ours, strict=False)
+    if missing.unexpected_keys:
+        raise ConfigError(f"does not know {', '.join(missing.unexpected_keys)}", where=folder)
+    return model
 
-    def __init__(self, work: Work, device: torch.device) -> None:
-        try:
-            from transformers import GPT2Config, GPT2LMHeadModel
-        except ImportError as error:
-            raise EnvironmentFault(
-                "the package transformers is not installed", where="--vs transformers", hint="pip install transformers"
-            ) from error
-        config = GPT2Config(
-            n_layer=work.n_layer, n_head=work.n_head, n_embd=work.n_embd, n_positions=work.block_size,
-            vocab_size=work.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        model: Any = GPT2LMHeadModel(config)
-        weights = initial_weights(work)
-        weights |= {
-            name: torch.zeros_like(tensor)
-            for name, tensor in from_hf(model.state_dict()).items()
-            if name not in weights
-        }
-        model.load_state_dict(to_hf(weights), strict=False)
-        model.to(device)
-        super().__init__("transformers", model, adamw(model, LR, WEIGHT_DECAY), work)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, labels=targets, shift_labels=targets).loss  # type: ignore[no-any-return]
+def transformers_gpt2(work: Work) -> Any:
+    """Hugging Face's GPT-2, which always has biases, with the weights that all sides start from."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError as error:
+        raise EnvironmentFault(
+            "the package transformers is not installed", where="--vs transformers", hint="pip install transformers"
+        ) from error
+    config = GPT2Config(
+        n_layer=work.n_layer, n_head=work.n_head, n_embd=work.n_embd, n_positions=work.block_size,
+        vocab_size=work.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model: Any = GPT2LMHeadModel(config)
+    weights = initial_weights(work)
+    weights |= {
+        name: torch.zeros_like(tensor) for name, tensor in from_hf(model.state_dict()).items() if name not in weights
+    }
+    model.load_state_dict(to_hf(weights), strict=False)
+    return model
+
+
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+"""Of a model, on tokens and targets: (B, T), (B, T) -> ()"""
+
+
+class Other:
+    """A step as it is commonly written: batch, loss, backward, clip, AdamW, and the loss read."""
+
+    def __init__(
+        self, name: str, model: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, work: Work,
+        precision: Precision,
+    ) -> None:  # fmt: skip
+        self.name, self.model, self.loss, self.optimizer = name, model.train(), loss, optimizer
+        self.batches: Batches = work.batches()
+        self.precision, self.device = precision, next(model.parameters()).device
+        self.taken = 0
+
+    def step(self) -> float:
+        tokens, targets = (torch.from_numpy(x).to(self.device) for x in self.batches.at(self.taken))
+        self.taken += 1
+        with autocast(self.precision, self.device):
+            loss = self.loss(self.model, tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.item())
 
 
 @dataclass(frozen=True)
@@ -297,13 +271,15 @@ class Spec:
         kind, path = other_side(self.name)
         if kind == "engine":
             return Engine(work, self.precision, device, plain=True)
-        other: Other
-        if kind == "nanogpt":
-            other = NanoGPT(work, device, path)
-        else:
-            other = (PlainSide if kind == "plain" else Transformers)(work, device)
-        other.precision = self.precision
-        return other
+        if kind == "nanogpt":  # with its own choice of optimizer
+            model = nanogpt_gpt(work, path).to(device)
+            optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, (0.9, 0.95), device.type)
+            return Other("nanoGPT", model, lambda gpt, x, y: gpt(x, y)[1], optimizer, work, self.precision)
+        loss: Loss = lambda gpt, x, y: gpt.objective(x, y)[0]  # noqa: E731
+        if kind == "transformers":
+            loss = lambda gpt, x, y: gpt(input_ids=x, labels=y, shift_labels=y).loss  # noqa: E731
+        model = (plain_model if kind == "plain" else transformers_gpt2)(work).to(device)
+        return Other(kind, model, loss, adamw(model, LR, WEIGHT_DECAY), work, self.precision)
 
 
 class ProductSide:
@@ -328,7 +304,6 @@ class Product:
 
     size: int
     precision: Precision = "fp32"
-    name: str = ProductSide.name
 
     @property
     def flops(self) -> float:

@@ -152,7 +152,6 @@ class Seeds:
     seeds: int
     stacked: bool
     precision: Precision = "fp32"
-    name: str = "seeds"
 
     def make(self, work: Work, device: torch.device) -> Side:
         """The side, ready to train."""

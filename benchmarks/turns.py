@@ -15,10 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -38,11 +37,6 @@ CONFIDENCE = 0.95
 
 class Recipe(Protocol):
     """What makes a side: plain data that another process can be given."""
-
-    @property
-    def name(self) -> str:
-        """gpt2lab, or what `--vs` names."""
-        ...
 
     def make(self, work: Any, device: torch.device, /) -> Side:
         """The side, ready to work."""
@@ -82,12 +76,6 @@ class SideProcess:
             assert stream is not None
             stream.close()
 
-    def __enter__(self) -> SideProcess:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -107,15 +95,7 @@ class SideProcess:
         return answer
 
 
-class Timed(Protocol):
-    """What takes its turns."""
-
-    def run(self, steps: int) -> tuple[float, list[float]]:
-        """Seconds per step, and losses."""
-        ...
-
-
-def in_turns(sides: Sequence[Timed], blocks: int) -> list[list[float]]:
+def in_turns(sides: Sequence[SideProcess], blocks: int) -> list[list[float]]:
     """Seconds per step of every side in each block; a block has as many steps as fit into about a second."""
     counts = [max(1, min(MOST_STEPS, round(BLOCK_SECONDS / side.run(1)[0]))) for side in sides]
     taken: list[list[float]] = [[] for _ in sides]
@@ -149,7 +129,7 @@ class Timing:
 def time_sides(recipes: Sequence[Recipe], work: Any, device: torch.device, *, blocks: int, first_steps: int) -> Timing:
     """Time two or more sides over `blocks` blocks each, in turns and in processes of their own."""
     with ExitStack() as stack:
-        sides = [stack.enter_context(SideProcess(r, work, device, torch.get_num_threads())) for r in recipes]
+        sides = [stack.enter_context(closing(SideProcess(r, work, device, torch.get_num_threads()))) for r in recipes]
         values = [side.run(first_steps)[1] for side in sides]
         seconds = in_turns(sides, blocks)
     names, precisions = [side.name for side in sides], [side.precision for side in sides]

@@ -33,8 +33,9 @@ def test_mistakes_are_told(call: Call) -> None:
     assert code == 2 and "24 tokens of prompt and 64 new ones exceed the context of 64" in err
     code, _, err = call("generate", "--config", "zzz", "--threads", "1")
     assert code == 2 and "unknown configuration 'zzz'" in err
-    with pytest.raises(ConfigError, match="unknown side 'transformer'; did you mean 'transformers'"):
-        GenerationSpec("transformer").make(PASSAGE, torch.device("cpu"))
+    for side, said in (("transformer", "did you mean 'transformers'"), ("engine", "generates nothing")):
+        with pytest.raises(ConfigError, match=said):
+            GenerationSpec(side).make(PASSAGE, torch.device("cpu"))
 
 
 @pytest.mark.slow

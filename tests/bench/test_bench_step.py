@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_a_side_prints_is_no_answer(checkout: Path) -> None:
-    with SideProcess(Spec(f"nanogpt={checkout}"), TINY, CPU, 1) as side:
+    with closing(SideProcess(Spec(f"nanogpt={checkout}"), TINY, CPU, 1)) as side:
         assert side.name == "nanoGPT"
         assert side.run(3)[1] == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-5)
 
@@ -181,7 +182,7 @@ def test_what_a_side_prints_is_no_answer(checkout: Path) -> None:
 def test_what_a_side_cannot_do_is_told_across_processes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file"):
         SideProcess(Spec(f"nanogpt={tmp_path}"), TINY, CPU, 1)
-    with SideProcess(Spec("plain"), TINY, CPU, 1) as side:
+    with closing(SideProcess(Spec("plain"), TINY, CPU, 1)) as side:
         seconds, found = side.run(3)
         assert seconds > 0 and found == pytest.approx(losses(Spec("plain"), TINY, 3), abs=1e-6)
         side._process.kill()
