@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -12,14 +13,7 @@ from gpt2lab.cli import main
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Call one command; -> its exit code, standard output and standard error."""
-
-    def answer(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(app)
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return answer
+def call(gpt2lab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Call one command in an empty folder; -> its exit code, standard output and standard error."""
+    monkeypatch.setattr("gpt2lab.cli.main", partial(main, app))
+    return gpt2lab

@@ -272,13 +272,8 @@ def test_presets_in_the_tables_have_the_sizes_that_they_are_said_to_have() -> No
 
 def test_training_lengths_in_the_table_of_scales_are_those_of_the_presets() -> None:
     text = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
-    for preset, said in (
-        ("nano", "0.82M"),
-        ("nano-long", "3.3M"),
-        ("micro", "1.5M"),
-        ("mini", "100M"),
-        ("gpt2-124m", "10.3B"),
-    ):
+    said_by = {"nano": "0.82M", "nano-long": "3.3M", "micro": "1.5M", "mini": "100M", "gpt2-124m": "10.3B"}
+    for preset, said in said_by.items():
         training = load_config(preset).training
         tokens, unit = training.steps * training.batch_tokens, said[-1]
         size = f"{tokens / {'M': 1e6, 'B': 1e9}[unit]:.{len(said.rstrip('MB').partition('.')[2])}f}{unit}"
@@ -313,23 +308,10 @@ def python(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess[
 
 def test_example_files_are_valid(tmp_path: Path, gpt2lab: Call) -> None:
     assert sorted(example_files(tmp_path)) == [
-        "decay.yaml",
-        "finetune.yaml",
-        "my_batches.py",
-        "my_diagnostics.py",
-        "my_executor.py",
-        "my_mask.py",
-        "my_metrics.py",
-        "my_nano.yaml",
-        "my_norm.py",
-        "my_parts.py",
-        "my_tasks.py",
-        "my_tracker.py",
-        "new_head.yaml",
-        "new_norms.yaml",
-        "poems.py",
-        "sine.yaml",
-    ]
+        "decay.yaml", "finetune.yaml", "my_batches.py", "my_diagnostics.py", "my_executor.py", "my_mask.py",
+        "my_metrics.py", "my_nano.yaml", "my_norm.py", "my_parts.py", "my_tasks.py", "my_tracker.py", "new_head.yaml",
+        "new_norms.yaml", "poems.py", "sine.yaml",
+    ]  # fmt: skip
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("to be or not to be\n" * 9000, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

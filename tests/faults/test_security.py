@@ -74,8 +74,10 @@ def test_a_run_whose_folder_is_a_link_is_not_worked_on(tmp_path: Path, outside: 
     (run.path / linked).parent.mkdir(parents=True, exist_ok=True)
     (run.path / linked).symlink_to(outside)
     before = content(outside)
-    with pytest.raises(ConfigError, match="symbolic link"), run.lock():
-        pass
+    record = {"key": "a"}
+    for write in (run.lock().__enter__, lambda: run.write_config("seed: 1"), lambda: run.write_evaluation(record)):
+        with pytest.raises(ConfigError, match="symbolic link"):
+            write()
     assert content(outside) == before
 
 

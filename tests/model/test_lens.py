@@ -6,8 +6,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from their_gpt2 import their_model
 from transformers import GPT2LMHeadModel
 
 import gpt2lab.pretrained as pretrained
-from gpt2lab.cli import execute
 from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
 from gpt2lab.inspection.lens import TOP, Reading, logits_at, read
@@ -130,12 +130,10 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_command_prints_80_columns_data_and_a_page(
-    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_80_columns_data_and_a_page(saved: Path, gpt2lab: Callable[..., Any]) -> None:
     def call(*words: object) -> tuple[int, str]:
-        code = execute(list(map(str, ("trace", "--run", saved, *words))), debug=False)
-        return code, "".join(capsys.readouterr())
+        code, out, err = gpt2lab("trace", "--run", saved, *words)
+        return code, out + err
 
     text = ("--text", "To be, or not\n to be")
     code, said = call(*text, "--page", saved.parent / "page.html")

@@ -79,22 +79,6 @@ def test_names_stay_inside_their_folder(tmp_path: Path, run: RunFolder, name: st
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("linked", ["", "evaluations"])
-def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path, linked: str) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    run = Store(tmp_path / "runs").run(RUN)
-    (run.path / linked).parent.mkdir(parents=True)
-    (run.path / linked).symlink_to(outside)
-    with pytest.raises(ConfigError, match="symbolic link"):
-        run.write_evaluation({"key": "a"})
-    with pytest.raises(ConfigError, match="symbolic link"):
-        run.write_config("seed: 1")
-    with pytest.raises(ConfigError, match="symbolic link"), run.lock():
-        pass
-    assert not list(outside.iterdir())
-
-
 def test_no_record_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
     store, outside = Store(tmp_path / "runs"), tmp_path / "outside"
     outside.mkdir()
