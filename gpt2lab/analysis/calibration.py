@@ -64,17 +64,13 @@ def degrees(shares: ArrayLike, sizes: Sequence[int]) -> Array:
 def valid_p(nominal: ArrayLike, sizes: Sequence[int]) -> Array:
     """The probability, at the worst ratio of spreads, of a nominal two-sided p this small.  (...) -> (...)"""
     levels, chances = _table(tuple(sorted(sizes)))
-    p = np.asarray(nominal, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.exp(_interpolated(np.log(p), np.log(levels), np.log(chances))))
+    return _interpolated(nominal, levels, chances)
 
 
 def nominal_level(level: ArrayLike, sizes: Sequence[int]) -> Array:
     """The nominal level at which the test has the level `level` at the worst ratio of spreads.  (...) -> (...)"""
     levels, chances = _table(tuple(sorted(sizes)))
-    required = np.asarray(level, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.exp(_interpolated(np.log(required), np.log(chances), np.log(levels))))
+    return _interpolated(level, chances, levels)
 
 
 def power(effect: float, sizes: Sequence[int], weights: Sequence[float] = (1.0, -1.0), *, alpha: float = 0.05) -> float:
@@ -86,10 +82,13 @@ def power(effect: float, sizes: Sequence[int], weights: Sequence[float] = (1.0, 
     return float(np.nan_to_num(rejected, nan=0.0) @ chance)
 
 
-def _interpolated(x: Array, at: Array, values: Array) -> Array:
-    """Linear, extrapolated below the lowest point."""
+def _interpolated(probability: ArrayLike, at: Array, values: Array) -> Array:
+    """Linear in the logarithms, extrapolated below the lowest point."""
+    at, values = np.log(at), np.log(values)
     slope = (values[1] - values[0]) / (at[1] - at[0])
-    return np.asarray(np.where(x < at[0], values[0] + slope * (x - at[0]), np.interp(x, at, values)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x = np.log(np.asarray(probability, dtype=np.float64))
+        return np.exp(np.where(x < at[0], values[0] + slope * (x - at[0]), np.interp(x, at, values)))
 
 
 def actual_levels(sizes: tuple[int, ...]) -> Array:

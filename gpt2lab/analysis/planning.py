@@ -64,17 +64,17 @@ def seeds_for_halfwidth(
         quantile = -float(scipy.special.stdtrit(df_per_seed * (n - 1), nominal / 2))
         return quantile * sd * math.sqrt(weight / n) <= halfwidth
 
-    return _smallest(fits)
+    return smallest(fits)
 
 
 def seeds_for_power(effect: float, *, alpha: float = 0.05) -> int:
     """The smallest n per arm at which a difference of `effect` sd is found with the power POWER."""
     if not effect > 0:
         raise ValueError(f"an effect of {effect} sd cannot be resolved by any number of seeds")
-    return _smallest(lambda n: power(effect, (n, n), alpha=alpha) >= POWER)
+    return smallest(lambda n: power(effect, (n, n), alpha=alpha) >= POWER)
 
 
-def _smallest(enough: Callable[[int], bool]) -> int:
+def smallest(enough: Callable[[int], bool]) -> int:
     """The smallest n from 2 on that is enough, given that all larger ones are too."""
     most = 2
     while not enough(most):

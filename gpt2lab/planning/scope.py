@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,10 +125,7 @@ def needed(ablation: LoadedAblation, floor: Floor) -> int:
         base = max(n, ablation.baseline_seeds or 0)
         return all(power(ablation, contrast, effect, n, base) >= planning.POWER for contrast in family(ablation))
 
-    most = 2
-    while not enough(most):
-        most *= 2
-    return most // 2 + bisect.bisect_left(range(most // 2, most), True, key=enough)
+    return planning.smallest(enough)
 
 
 def _automatic(ablation: LoadedAblation, floor: Floor | None, why_no_floor: str) -> int:
