@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ from gpt2lab.planning.declaration import (
     variant_name,
 )
 from gpt2lab.planning.placebo import same_function
-from gpt2lab.planning.space import RATE, Tune, check_search
+from gpt2lab.planning.space import RATE, Tune, check_search, space_complaint
 from gpt2lab.records import Screened
 from gpt2lab.registry import SLOTS
 from gpt2lab.schema import ABSENT, convert, flatten
@@ -530,11 +530,9 @@ def _tune_problems(declared: Ablation, arms: Mapping[str, Arm], keys: Mapping[st
             for problem in error.problems:
                 arms_with.setdefault(problem, []).append(name)
     for problem, names in arms_with.items():
-        prefix = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
-        where: Key = ("tune", "space", problem.where) if problem.where in tune.space else ("tune", "space")
-        if problem.where.startswith("enqueue"):
-            where, prefix = ("tune", "enqueue"), prefix + problem.where.removeprefix("enqueue").lstrip(": ") + ": "
-        yield Complaint(f"{prefix}{problem.what}", (where,))
+        complaint = space_complaint(problem, tune.space, ("tune",))
+        at = "" if len(names) == len(arms) else f"at arm{'s' if len(names) > 1 else ''} {', '.join(names)}: "
+        yield replace(complaint, what=at + complaint.what)
 
 
 def _shared_keys(tune: Tune, axis: str) -> Iterator[tuple[str, str]]:

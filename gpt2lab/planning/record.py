@@ -28,6 +28,7 @@ from gpt2lab.identity import choices, digest, settings
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine
+from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import ArmPlan, Plan
 from gpt2lab.planning.runs import Run, tokens_of
 from gpt2lab.records import (
@@ -98,22 +99,15 @@ def study_record(plan: Plan, *, reproduce: str) -> StudyRecord:
     if own_data:
         scope = scope.with_(data=f"validated on {corpus_name(config)}")
     mistakes_by_arm = {name: mistakes(choices(ablation.arms[name].config)) for name in plan.arms}
-    return _record(
-        declared,
-        {name: _arm_fields(arm, plan) for name, arm in plan.arms.items()},
-        bracketed=bracketed,
-        validation_text=plan.data.validation_text if own_data else None,
-        floors=plan.data.floors,
-        noise=plan.floor.as_record() if plan.floor else None,
-        noise_command=ablation.noise_command,
-        left_out=list(plan.left_out),
-        scope=scope,
-        campaign=ablation.campaign,
-        caveat=config.scale.caveat,
-        mistakes={arm: [f"{c.slot}={c.name}" for c in wrong] for arm, wrong in mistakes_by_arm.items() if wrong},
-        reproduce=reproduce,
-        stack=stack_of(plan.machine),
-    )
+    results = conditions(config, scope, plan.data, plan.machine, reproduce, plan.floor) | {
+        "bracketed": bracketed,
+        "validation_text": plan.data.validation_text if own_data else None,
+        "noise_command": ablation.noise_command,
+        "left_out": list(plan.left_out),
+        "campaign": ablation.campaign,
+        "mistakes": {arm: [f"{c.slot}={c.name}" for c in wrong] for arm, wrong in mistakes_by_arm.items() if wrong},
+    }
+    return _record(declared, {name: _arm_fields(arm, plan) for name, arm in plan.arms.items()}, results)
 
 
 def single_record(
@@ -132,25 +126,40 @@ def single_record(
         "smallest_effect": config.scale.smallest_effect,
         "alpha": 0.05,
     }
-    return _record(
-        declared,
-        {label: {"changes": dict(changes), "runs": _by_seed([run]), **_costs_of(config, costs)}},
-        floors=data.floors,
-        scope=scope_of(config, scale, costs),
-        caveat=config.scale.caveat,
-        reproduce=reproduce,
-        stack=stack_of(machine),
-    )
+    arm = {"changes": dict(changes), "runs": _by_seed([run]), **_costs_of(config, costs)}
+    scope = scope_of(config, scale, costs)
+    return _record(declared, {label: arm}, conditions(config, scope, data, machine, reproduce))
 
 
 def _declared(study: str, scale: str, config: Config) -> dict[str, Any]:
-    """The part of the declaration common to all records: the name, and the final evaluation with its key."""
-    spec = config.evaluation.spec(config.model.block_size)
+    """The part of the declaration common to all records: the name, and the final evaluation."""
     name = {"format": FORMAT, "name": f"{study}@{scale}", "ablation": study, "scale": scale}
-    return {**name, "evaluation": {"key": evaluation_key(spec), **spec}}
+    return {**name, "evaluation": final_evaluation(config)}
 
 
-def _record(declared: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], **results: Any) -> StudyRecord:
+def final_evaluation(config: Config) -> dict[str, Any]:
+    """How final values are measured, with the key of the measurement."""
+    spec = config.evaluation.spec(config.model.block_size)
+    return {"key": evaluation_key(spec), **spec}
+
+
+def conditions(
+    config: Config, scope: ScopeRecord, data: Prepared, machine: Machine, reproduce: str, floor: Floor | None = None
+) -> dict[str, Any]:
+    """What studies and sweeps record of the conditions of their results."""
+    return {
+        "floors": data.floors,
+        "noise": floor.as_record() if floor else None,
+        "scope": scope,
+        "caveat": config.scale.caveat,
+        "reproduce": reproduce,
+        "stack": {**machine.stack, "git_commit": git_commit()},
+    }
+
+
+def _record(
+    declared: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]
+) -> StudyRecord:
     """The declaration with its hash, and the results; `arms`: results by arm."""
     whole = {name: ArmRecord(**arm, **arms[name]) for name, arm in declared["arms"].items()}
     return StudyRecord(**{**declared, **results, "arms": whole, "hash": digest(declared), "created": now()})
@@ -229,11 +238,6 @@ def components_of(config: Config) -> dict[str, str]:
         elif isinstance(value, tuple) and all(isinstance(choice, Choice) for choice in value):
             written[name] = ", ".join(map(str, value)) or "none"
     return written
-
-
-def stack_of(machine: Machine) -> dict[str, Any]:
-    """Software, device and commit."""
-    return {**machine.stack, "git_commit": git_commit()}
 
 
 def scope_of(config: Config, scale: str, costs: Costs) -> ScopeRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,6 +15,8 @@ from pydantic import BeforeValidator, Field, field_validator
 from gpt2lab.analysis.results import LOSS
 from gpt2lab.basics.text import in_short
 from gpt2lab.config import Config
+from gpt2lab.config.fitting import Complaint
+from gpt2lab.config.source import Key
 from gpt2lab.errors import ConfigError, Problem, unknown
 from gpt2lab.registry import Choice
 from gpt2lab.schema import ABSENT, Settings
@@ -449,6 +451,15 @@ def check_search(settings: SearchSettings, config: Config) -> Space:
     for point in known_points(settings, space, config):
         config.with_changes(changes_of(space, config, space.settings(point)), "enqueue:")
     return space
+
+
+def space_complaint(problem: Problem, space: Container[str], section: Key = ()) -> Complaint:
+    """A problem that `check_search` raises, at its key in the file. section: the key of what holds the space."""
+    if problem.where.startswith("enqueue"):
+        point = problem.where.removeprefix("enqueue").lstrip(": ")
+        return Complaint(f"{point}: {problem.what}", ((*section, "enqueue"),))
+    dimension = (problem.where,) if problem.where in space else ()
+    return Complaint(problem.what, ((*section, "space", *dimension),))
 
 
 def known_points(settings: SearchSettings, space: Space, config: Config) -> list[dict[str, Any]]:

@@ -14,8 +14,7 @@ from gpt2lab.config import Config, fill_slots
 from gpt2lab.config.fitting import Located, check, error_of, located
 from gpt2lab.config.source import YamlSource
 from gpt2lab.data.prepared import Prepared
-from gpt2lab.errors import ConfigError, Problem
-from gpt2lab.evaluation.validation import evaluation_key
+from gpt2lab.errors import ConfigError
 from gpt2lab.identity import digest
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import TUNING_SEED, Arm, base_of, read_source, resolve_arm, scale_name, smallest_effect
@@ -23,8 +22,8 @@ from gpt2lab.planning.declaration import Effect, Evaluate, FileName, Named, Sent
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.noise import Floor
 from gpt2lab.planning.plan import check_data
-from gpt2lab.planning.record import scope_of, stack_of
-from gpt2lab.planning.space import SearchSettings, check_search
+from gpt2lab.planning.record import conditions, final_evaluation, scope_of
+from gpt2lab.planning.space import SearchSettings, check_search, space_complaint
 from gpt2lab.planning.tuning import Search, make_search
 from gpt2lab.records import SWEEP_FORMAT, SweepRecord
 
@@ -141,12 +140,7 @@ def _space_problems(source: YamlSource, declared: Sweep, arm: Arm) -> Iterator[L
     try:
         check_search(declared, arm.config)
     except ConfigError as error:
-        for problem in error.problems:
-            key = ("space", problem.where) if problem.where in declared.space else ("space",)
-            key = ("enqueue",) if problem.where.startswith("enqueue") else key
-            place = source.place(key)
-            named = ".".join(key) if key[0] == "space" else problem.where
-            yield place, Problem(place.prefix + named, problem.what)
+        yield from (located(source, space_complaint(problem, declared.space)) for problem in error.problems)
 
 
 def sweep_record(
@@ -156,7 +150,6 @@ def sweep_record(
 ) -> SweepRecord:  # fmt: skip
     """The record of a sweep without its searches. `config`: any of those that are searched, for what they share.
     `part_of`: the study whose arms are tuned."""
-    spec = config.evaluation.spec(config.model.block_size)
     declared: dict[str, Any] = {
         "format": SWEEP_FORMAT,
         "name": f"{sweep}@{scale}",
@@ -173,16 +166,8 @@ def sweep_record(
         "max_failures": settings.max_failures,
         "time_budget": time_budget,
         "smallest_effect": smallest_effect,
-        "evaluation": {"key": evaluation_key(spec), **spec},
+        "evaluation": final_evaluation(config),
     }
-    known: dict[str, Any] = {
-        "floors": data.floors,
-        "noise": floor.as_record() if floor else None,
-        "scope": scope_of(config, scale, costs),
-        "caveat": config.scale.caveat,
-        "reproduce": reproduce,
-        "stack": stack_of(machine),
-        "searches": {},
-    }
+    known = conditions(config, scope_of(config, scale, costs), data, machine, reproduce, floor)
     hash_ = digest({**declared, "audit_pruning": False})  # a former setting; without it, all hashes would change
-    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": hash_})
+    return SweepRecord(**declared | known | {"trials": settings.trials, "hash": hash_, "searches": {}})
