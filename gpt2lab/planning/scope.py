@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gpt2lab.analysis import calibration, planning
@@ -54,14 +54,19 @@ def fit(
         seeds = tuple(range(_automatic(ablation, floor, why_no_floor)))
     whole = _scope(names, seeds, ablation.baseline_seeds)
 
-    def fits(scope: StudyScope) -> bool:
-        return seconds is None or study_seconds(ablation, scope, run_seconds, jobs) <= seconds
+    def time_of(scope: StudyScope) -> float:
+        return study_seconds(ablation, scope, run_seconds, jobs)
 
-    if fits(whole):
+    if seconds is None or time_of(whole) <= seconds:
         return whole
-    choices = list(_choices(ablation, seeds, fits))
+    options = list(_options(ablation, seeds))
+    choices = [fitting[0] for scopes in options if (fitting := [s for s in scopes if time_of(s) <= seconds])]
     if not choices:
-        raise _nothing_fits(ablation, seeds, run_seconds, jobs)
+        least = min((scopes[-1] for scopes in options), key=time_of)
+        minutes = math.ceil(MARGIN * time_of(least) / 60)
+        study = f"{len(least.arms)} arms with {plural(len(least.seeds), 'seed')}"
+        problem = f"not even {study} fit: they take about {plural(minutes, 'minute')} here"
+        raise ConfigError(problem, where="--budget", hint=f"--budget {minutes}m")
     fewest = min(FEWEST, max(len(scope.seeds) for scope in choices))
     enough = [scope for scope in choices if len(scope.seeds) >= fewest]
     best = max(enough, key=lambda scope: _worth(ablation, floor, scope))
@@ -145,22 +150,16 @@ def _scope(arms: tuple[str, ...], seeds: tuple[int, ...], baseline_seeds: int | 
     return StudyScope(arms, seeds, (*seeds, *unused[: max((baseline_seeds or 0) - len(seeds), 0)]))
 
 
-def _choices(
-    ablation: LoadedAblation, seeds: tuple[int, ...], fits: Callable[[StudyScope], bool]
-) -> Iterator[StudyScope]:
-    """For every number of arms, with and without extra seeds of the baseline, the most seeds that fit."""
+def _options(ablation: LoadedAblation, seeds: tuple[int, ...]) -> Iterator[list[StudyScope]]:
+    """For every number of arms, with and without extra seeds of the baseline, every number of seeds, the most first."""
     treatments = [name for name in ablation.arms if name != ablation.baseline]
     fewest = 1 if ablation.design == "one factor" else len(treatments)  # other designs need all of their arms
     for count in range(fewest, len(treatments) + 1):
         chosen = {ablation.baseline, *treatments[:count]}
         arms = tuple(name for name in ablation.arms if name in chosen)
+        fewest_seeds = ablation.looks[0] if ablation.until_decided else len(seeds) if ablation.looks else 1
         for baseline_seeds in dict.fromkeys((ablation.baseline_seeds, None)):
-            fewest_seeds = ablation.looks[0] if ablation.until_decided else len(seeds) if ablation.looks else 1
-            for n in range(len(seeds), fewest_seeds - 1, -1):
-                scope = _scope(arms, seeds[:n], baseline_seeds)
-                if fits(scope):
-                    yield scope
-                    break
+            yield [_scope(arms, seeds[:n], baseline_seeds) for n in range(len(seeds), fewest_seeds - 1, -1)]
 
 
 def _worth(ablation: LoadedAblation, floor: Floor | None, scope: StudyScope) -> tuple[float, int, int, int]:
@@ -188,16 +187,3 @@ def _excluded(scope: StudyScope, whole: StudyScope) -> Iterator[str]:
     planned = len(whole.baseline_seeds)
     if planned > max(all_seeds, len(scope.baseline_seeds)):
         yield f"{planned - len(scope.baseline_seeds)} of {planned} seeds of the baseline"
-
-
-def _nothing_fits(
-    ablation: LoadedAblation, seeds: tuple[int, ...], run_seconds: Mapping[str, float], jobs: int
-) -> ConfigError:
-    """The error with the time of the smallest study: baseline and first arm, with the looks' seeds or one."""
-    smallest = next(_choices(replace(ablation, baseline_seeds=None), seeds, lambda scope: True))
-    n = ablation.looks[0] if ablation.until_decided else len(seeds) if ablation.looks else 1
-    least = study_seconds(ablation, _scope(smallest.arms, seeds[:n], None), run_seconds, jobs)
-    minutes = math.ceil(MARGIN * least / 60)
-    study = f"{len(smallest.arms)} arms with {plural(n, 'seed')}"
-    problem = f"not even {study} fit: they take about {plural(minutes, 'minute')} here"
-    return ConfigError(problem, where="--budget", hint=f"--budget {minutes}m")
