@@ -38,19 +38,21 @@ REPORTS = "reports"
 stop_at: the step at which it was to stop}. One write, so a kill leaves all of it or nothing."""
 
 
+STATES: dict[Outcome, TrialState] = {
+    "finished": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "diverged": TrialState.PRUNED,  # never the best; an infinite value would be complete to Optuna
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+    "waiting": TrialState.WAITING,
+}
+
+
 def outcome_of(trial: FrozenTrial) -> Outcome:
     """What became of a trial so far. Optuna's state decides; what was noted refines it."""
-    if trial.state == TrialState.PRUNED:
-        return "diverged" if (trial.user_attrs.get("end") or {}).get("outcome") == "diverged" else "pruned"
-    return OUTCOME_OF_STATE[trial.state]
-
-
-OUTCOME_OF_STATE: dict[TrialState, Outcome] = {
-    TrialState.COMPLETE: "finished",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+    noted: Outcome | None = (trial.user_attrs.get("end") or {}).get("outcome")
+    possible = [outcome for outcome, state in STATES.items() if state == trial.state]
+    return noted if noted in possible else possible[0]
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

@@ -26,18 +26,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from gpt2lab.records import Importance, TrialRecord
 from gpt2lab.store import now
-from gpt2lab.sweep.sampling import REPORTS, distribution, draw, importance, outcome_of, pruned
+from gpt2lab.sweep.sampling import REPORTS, STATES, distribution, draw, importance, outcome_of, pruned
 
 if TYPE_CHECKING:
     from gpt2lab.planning.space import SearchSettings, Space
 
 End = Literal["finished", "pruned", "diverged", "failed", "stopped", "lost"]
-STATES: dict[End, TrialState] = {
-    "finished": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "diverged": TrialState.PRUNED,  # never the best; an infinite value would be complete to Optuna
-    "failed": TrialState.FAIL,
-}
 FORMAT = "2"
 """Follows the name of a study in the storage: in format 1, a trial of Optuna's was one attempt at a trial."""
 MOST_LOSSES = 4
@@ -189,7 +183,7 @@ class Trials:
         "stopped" or "lost" waits again; a "failed" one does not. `step`: at which it was pruned."""
         del self._held[attempt.index]
         try:
-            if outcome in ("stopped", "lost"):
+            if outcome == "stopped" or outcome == "lost":
                 trial = self._storage.get_trial(attempt.trial_id)
                 return self._give_back(trial, reason if outcome == "lost" else None)
             ending = {"outcome": outcome, "reason": reason, "step": step, "facts": facts}

@@ -30,7 +30,8 @@ from small_search import (
 
 from gpt2lab.planning.space import Dimension, Space
 from gpt2lab.records import best_trial
-from gpt2lab.sweep.trials import FORMAT, MOST_LOSSES, STATES, Trials
+from gpt2lab.sweep.sampling import STATES
+from gpt2lab.sweep.trials import FORMAT, MOST_LOSSES, Trials
 
 COUNT = 6
 
