@@ -127,22 +127,18 @@ def config(row: Row, n_layer: int = 3) -> ModelConfig:
 def check_assembly(row: Row) -> None:
     """Three steps lower the loss of their batch, reading in pieces gives the logits of reading at once (so they do not
     depend on later tokens), and while training later tokens change no earlier logits either."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a part that draws must not fail by chance
-        _check_assembly(row)
-
-
-def _check_assembly(row: Row) -> None:
     model = disturbed(build_model(config(row)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tokens, targets = batch(rows=8)
     losses = []
-    for _ in range(3):
-        loss, _ = model.objective(tokens, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a part that draws must not fail by chance
+        for _ in range(3):
+            loss, _ = model.objective(tokens, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
     assert losses[-1] < losses[0], f"three steps on one batch have losses {losses}"
     with torch.no_grad():
         gap = distance(in_pieces(model.eval(), tokens, [7, 1, 1, CONTEXT - 9]), model(tokens))
