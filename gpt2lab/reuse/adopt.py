@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,33 +100,23 @@ class Adoption:
 
 def candidates(plan: Plan, store: Store) -> list[Candidate]:
     """What could be adopted for the runs that are due and not there; the newest old run for each."""
-    wanted = [run for run in plan.runs() if _is_absent(run, store)]
-    known: dict[str, list[tuple[str, RunFolder]]] = {}
-    for folder in store.runs() if wanted else ():
-        if folder.status() == "finished" and (identity := _identity(folder)):
-            created = str((folder.identity() or {}).get("created", ""))
-            known.setdefault(digest(without_code(identity)), []).append((created, folder))
-    pairs = []
-    for run in wanted:
-        olds = known.get(digest(without_code(run.identity)), [])
-        if olds:
-            pairs.append(Candidate(run, max(olds, key=lambda item: item[0])[1]))
-    return pairs
-
-
-def _is_absent(run: Run, store: Store) -> bool:
-    return not is_finished(run, store) and store.run(run.id).status() == "absent"
+    wanted = [run for run in plan.runs() if store.run(run.id).status() == "absent"]
+    finished = [run for run in store.runs() if run.status() == "finished" and _identity(run)] if wanted else []
+    finished.sort(key=lambda run: str((run.identity() or {}).get("created", "")))
+    newest = {digest(without_code(_identity(run))): run for run in finished}
+    pairs = ((run, newest.get(digest(without_code(run.identity)))) for run in wanted)
+    return [Candidate(new, old) for new, old in pairs if old]
 
 
 def without_old_runs(plan: Plan, store: Store) -> list[str]:
     """For each arm with runs that are due and for which nothing can be adopted: how many, and why."""
     with_old_run = {candidate.new.id for candidate in candidates(plan, store)}
-    reasons: dict[tuple[str, str], int] = {}
+    reasons = Counter[tuple[str, str]]()
     for run in plan.runs():
         if run.id not in with_old_run and not is_finished(run, store):
-            nothing = "no finished run differs in code alone"
-            reason = nothing if _is_absent(run, store) else "already begun under its new id"
-            reasons[run.arm, reason] = reasons.get((run.arm, reason), 0) + 1
+            absent = store.run(run.id).status() == "absent"
+            reason = "no finished run differs in code alone" if absent else "already begun under its new id"
+            reasons[run.arm, reason] += 1
     return [f"{arm}: {count} due, {reason}" for (arm, reason), count in reasons.items()]
 
 
