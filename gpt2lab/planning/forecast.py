@@ -164,14 +164,11 @@ def clock(seconds: float) -> str:
 
 
 def as_record(plan: Plan) -> dict[str, Any] | None:
-    """The forecast as plain data."""
+    """The forecast as plain data; differences are infinite with too few seeds to find any."""
     result = forecast(plan)
     if result is None:
         return None
-    detected = (
-        (result.detectable, result.detectable_upper) if result.detectable < math.inf else (None, None)
-    )  # for JSON
     return {
-        "noise_sd": result.sd, "detectable": detected[0], "detectable_upper": detected[1],
+        "noise_sd": result.sd, "detectable": result.detectable, "detectable_upper": result.detectable_upper,
         "seeds_for_smallest_effect": result.needed, "seconds_for_smallest_effect": result.seconds_needed,
     }  # fmt: skip

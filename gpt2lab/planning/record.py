@@ -260,12 +260,6 @@ def corpus_name(config: Config) -> str:
 ENDED = ("finished", "diverged", "damaged")
 """Statuses of runs whose results may have been seen."""
 
-REMEMBERED = (
-    "hash", "created", "reproduce", "seeds", "baseline_seeds", "looks", "contrasts", "smallest_effect", "alpha",
-    "judged_contexts",
-)  # fmt: skip
-"""Fields of an earlier declaration that are kept, in addition to its arms and the seeds with results."""
-
 
 def with_history(record: StudyRecord, store: Store) -> StudyRecord:
     """The record with the earlier declarations under its name. An identical declaration keeps its date."""
@@ -274,7 +268,7 @@ def with_history(record: StudyRecord, store: Store) -> StudyRecord:
     if before and before.hash == record.hash:
         record = record.with_(created=before.created)
     elif before:
-        past = {key: getattr(before, key) for key in REMEMBERED}
+        past = {key: getattr(before, key) for key in Earlier.model_fields.keys() - {"arms", "finished"}}
         arms = {name: arm.settings for name, arm in before.arms.items()}
         earlier.append(Earlier(**past, arms=arms, finished=seeds_finished(before, store)))
     return record.with_(earlier=earlier, history=history(record, earlier))

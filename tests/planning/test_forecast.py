@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 from tiny_plan import ABLATION, Planned
 
+from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.planning import machine
 from gpt2lab.planning import plan as planning
 from gpt2lab.planning.ablation import load_ablation
@@ -121,7 +121,7 @@ def test_one_seed_sees_nothing_by_itself(floored: Floored) -> None:
     found = forecast(plan)
     assert found is not None and found.detectable == math.inf
     assert len(lines(plan)) == 2 and "it takes" in lines(plan)[1]
-    assert json.loads(json.dumps(as_record(plan), allow_nan=False))["detectable"] is None
+    assert as_json(as_record(plan))["detectable"] is None
 
 
 def test_without_a_floor_the_command_that_measures_one_is_named(planned: Planned) -> None:
