@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from gpt2lab.config import Config
 from gpt2lab.errors import ConfigError, Problem
 from gpt2lab.identity import digest, settings
-from gpt2lab.inspection.costs import Costs, parameters
+from gpt2lab.inspection.costs import parameters
 from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.machine import Machine
 from gpt2lab.planning.probes import recorded
-from gpt2lab.planning.runs import tokens_of
+from gpt2lab.planning.runs import known_costs, tokens_of
 from gpt2lab.registry import SLOTS
 from gpt2lab.store import Store
 
@@ -144,16 +144,13 @@ def _with_value(config: Config, knob: str, value: int) -> Config:
     return config.with_changes({"model.mlp_ratio": repr(value / config.model.n_embd)}, "equalise")
 
 
-CostsOf = Callable[[Config], Costs]
-
-
 def at_budget(arm: Arm, multiple: float) -> Arm:
     """The arm trained `multiple` times as long, with the schedule over that length."""
     steps = max(1, round(arm.config.training.steps * multiple))
     return replace(arm, config=with_steps(arm.config, steps, f"arm {arm.name} at {multiple:g} of the tokens"))
 
 
-def with_tokens(ablation: LoadedAblation, costs_of: CostsOf) -> LoadedAblation:
+def with_tokens(ablation: LoadedAblation) -> LoadedAblation:
     """The ablation with the baseline trained for the declared tokens per parameter, if any, and all arms scaled by the
     same factor; equal numbers of tokens stay equal, whatever the batch sizes."""
     per_parameter = ablation.tokens_per_parameter
@@ -161,13 +158,13 @@ def with_tokens(ablation: LoadedAblation, costs_of: CostsOf) -> LoadedAblation:
         return ablation
     baseline = ablation.arms[ablation.baseline].config
     unit = math.lcm(*(arm.config.training.batch_tokens for arm in ablation.arms.values()))
-    tokens = unit * max(1, round(per_parameter * costs_of(baseline).parameters / unit))
+    tokens = unit * max(1, round(per_parameter * known_costs(baseline).parameters / unit))
     multiple = tokens / tokens_of(baseline)
     return replace(ablation, arms={name: at_budget(arm, multiple) for name, arm in ablation.arms.items()})
 
 
 def equal_arms(
-    ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine
+    ablation: LoadedAblation, store: Store, machine: Machine
 ) -> tuple[dict[str, Arm], dict[str, Adjustment]]:
     """The arms made equal to the unchanged baseline on the declared axis, and their adjustments.
 
@@ -176,7 +173,7 @@ def equal_arms(
     arms, axis = dict(ablation.arms), ablation.axis
     if axis == "tokens":
         return arms, {}
-    knob, measures = ablation.knob or KNOBS[axis][0], _measures(ablation, costs_of, store, machine)
+    knob, measures = ablation.knob or KNOBS[axis][0], _measures(ablation, store, machine)
     target = measures[ablation.baseline](arms[ablation.baseline].config)
     adjusted: dict[str, Adjustment] = {}
     refused: dict[str, ConfigError] = {}
@@ -201,20 +198,16 @@ def equal_arms(
     return arms, adjusted
 
 
-def _measures(ablation: LoadedAblation, costs_of: CostsOf, store: Store, machine: Machine) -> dict[str, Measure]:
+def _measures(ablation: LoadedAblation, store: Store, machine: Machine) -> dict[str, Measure]:
     """Arm -> the quantity on the axis, as a function of its config."""
-
-    def count(config: Config) -> float:
-        return float(parameters(config.model))  # of each candidate, without the work of counting FLOP
-
-    def flops(config: Config) -> float:
-        return costs_of(config).flops_per_token * tokens_of(config)
+    if ablation.axis == "parameters":  # of each candidate, without the work of counting FLOP
+        return dict.fromkeys(ablation.arms, lambda config: float(parameters(config.model)))
+    if ablation.axis == "flops":
+        return dict.fromkeys(ablation.arms, lambda config: known_costs(config).flops_per_token * tokens_of(config))
 
     def seconds_at(speed: float) -> Measure:
         return lambda config: tokens_of(config) / speed
 
-    if ablation.axis != "wall_clock":
-        return dict.fromkeys(ablation.arms, count if ablation.axis == "parameters" else flops)
     speeds = recorded(store.root, {name: arm.config for name, arm in ablation.arms.items()}, machine)
     return {name: seconds_at(speed) for name, speed in speeds.items()}
 

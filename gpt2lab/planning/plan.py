@@ -126,7 +126,7 @@ def make_plan(
     seconds: a budget; arms and seeds are chosen to fit into it.
     """
     reference = known_costs(ablation.arms[ablation.baseline].config)
-    arms_made, adjustments = equal_arms(with_tokens(ablation, known_costs), known_costs, store, machine)
+    arms_made, adjustments = equal_arms(with_tokens(ablation), store, machine)
     for arm in arms_made.values():
         check_data(arm, arm.data or data)
     costs = {name: known_costs(arm.config) for name, arm in arms_made.items()}
