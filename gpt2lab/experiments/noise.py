@@ -68,12 +68,8 @@ def keep_floor(plan: Plan, record: StudyRecord, store: Store) -> Floor:
         raise ConfigError(problem, where=f"noise floor of {plan.ablation.scale}", hint="gpt2lab report noise")
     first = [losses[plan.seeds[0]], *(final_loss(arm.runs[0], store, plan.data.floors) for name, arm in
              plan.arms.items() if name != REPEATS)]  # fmt: skip
-    failed = sum(loss == float("inf") for loss in losses.values())
-    repeats = [loss for loss in first if loss is not None]
-    floor = make_floor(
-        plan.ablation.scale, good, [run.id for run in plan.arms[REPEATS].runs], failed, repeats,
-        plan.baseline.arm.config, plan.data, plan.machine, plan.baseline.costs,
-    )  # fmt: skip
+    runs, failed = [run.id for run in plan.arms[REPEATS].runs], sum(loss == float("inf") for loss in losses.values())
+    floor = make_floor(plan, good, runs, failed, [loss for loss in first if loss is not None])
     write_floor(floor, store)
     store.write_study(record.with_(noise=NoiseFloor(**floor.as_record())))
     return floor

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpt2lab.data.prepared import Prepared
     from gpt2lab.inspection.costs import Costs
     from gpt2lab.planning.machine import Machine
+    from gpt2lab.planning.plan import Plan
 
 SIZES_ALIKE = 0.05
 """Share by which the parameters of a baseline may differ from those of the recipe whose noise is used."""
@@ -74,10 +75,10 @@ class Floor:
 
 
 def make_floor(
-    scale: str, values: Mapping[str, float], runs: Sequence[str], failed: int, repeats: Sequence[float],
-    config: Config, data: Prepared, machine: Machine, costs: Costs,
-) -> Floor:  # fmt: skip
-    """From final losses by seed (failed runs left out), and the losses of repeats with one seed."""
+    plan: Plan, values: Mapping[str, float], runs: Sequence[str], failed: int, repeats: Sequence[float]
+) -> Floor:
+    """Of a study of repeats, from final losses by seed (failed runs left out), and the losses of repeats with one
+    seed."""
     array = np.array(list(values.values()))
     df = len(array) - 1
     sd = 0.0 if no_spread(array) else float(array.std(ddof=1))
@@ -87,8 +88,9 @@ def make_floor(
     identical = bool(len(same) > 1 and np.all(same == same[0]))
     same_seed = {"runs": len(same), "identical": identical, "sd": float(same.std(ddof=1))} if len(same) > 1 else {}
     return Floor(
-        scale=scale, sd=sd, low=low, high=high, df=df, values=dict(values), runs=tuple(runs), failed=failed,
-        same_seed=same_seed, parameters=costs.parameters, created=now(), **_place(config, data, machine),
+        scale=plan.ablation.scale, sd=sd, low=low, high=high, df=df, values=dict(values), runs=tuple(runs),
+        failed=failed, same_seed=same_seed, parameters=plan.baseline.costs.parameters, created=now(),
+        **_place(plan.baseline.arm.config, plan.data, plan.machine),
     )  # fmt: skip
 
 
