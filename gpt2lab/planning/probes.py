@@ -185,8 +185,11 @@ MOST_TOKENS = {"cuda": 65_536, "cpu": 8_192, "mps": 16_384}
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """sequences: in one pass.  memory_bytes: at the peak of a training with it.  available_bytes: for one rank.
-    pass_seconds, update_seconds: of one pass forward and backward, and of an update."""
+    """A size of micro-batches, measured by a short training.
+
+    sequences: in one pass.  memory_bytes: at the peak of a training with it.  available_bytes: for one rank.
+    pass_seconds, update_seconds: of one pass forward and backward, and of an update.
+    """
 
     sequences: int
     memory_bytes: int
@@ -197,15 +200,6 @@ class MicroBatch:
     def step_seconds(self, sequences: int) -> float:
         """Of a step of so many sequences on one rank."""
         return sequences / self.sequences * self.pass_seconds + self.update_seconds
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Measurements of a short training."""
-
-    memory_bytes: int
-    pass_seconds: float
-    update_seconds: float
 
 
 def micro_batch(
@@ -229,8 +223,8 @@ def micro_batch(
         share,
         MOST_TOKENS[machine.device] // config.model.block_size,
         available,
-        lambda n: probed(uncompiled, machine, n),  # a compiled training takes somewhat less memory
-        (lambda n: probed(config, machine, n)) if is_compiled(config, machine.device) else None,
+        lambda n: probed(uncompiled, machine, n, available),  # a compiled training takes somewhat less memory
+        (lambda n: probed(config, machine, n, available)) if is_compiled(config, machine.device) else None,
     )
     Store(root).folder("probes")
     write_json(path, {"found": asdict(result), "measured": now(), **key(config, machine, ranks)})
@@ -240,14 +234,12 @@ def micro_batch(
 def micro_batch_of(config: Config, machine: Machine, ranks: int) -> MicroBatch:
     """Memory and time at the size in the config. Raises EnvironmentFault where it does not fit into memory."""
     n = config.training.micro_batch_sequences or config.training.batch_tokens // config.model.block_size // ranks
-    measured = probed(config, machine, n)
-    available = available_bytes(machine.device, ranks)
-    return MicroBatch(n, measured.memory_bytes, available, measured.pass_seconds, measured.update_seconds)
+    return probed(config, machine, n, available_bytes(machine.device, ranks))
 
 
 def search(
-    share: int, largest: int, available: int, reading: Callable[[int], Probe],
-    as_trained: Callable[[int], Probe] | None = None,
+    share: int, largest: int, available: int, reading: Callable[[int], MicroBatch],
+    as_trained: Callable[[int], MicroBatch] | None = None,
 ) -> MicroBatch:  # fmt: skip
     """Memory is extrapolated linearly from one and two sequences; the largest size that should fit is then verified.
 
@@ -273,7 +265,7 @@ def search(
             continue
         if measured.memory_bytes <= available or n == 1:
             break
-    return MicroBatch(n, measured.memory_bytes, available, measured.pass_seconds, measured.update_seconds)
+    return measured
 
 
 def available_bytes(device: str, ranks: int) -> int:
@@ -292,10 +284,11 @@ def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def probed(config: Config, machine: Machine, sequences: int) -> Probe:
+def probed(config: Config, machine: Machine, sequences: int, available: int) -> MicroBatch:
     """A short training with so many sequences, in a separate process, since torch does not return memory. Raises
     EnvironmentFault when the process fails, mostly because memory ran out."""
-    request = {"config": config.to_yaml(), "device": machine.device, "threads": machine.threads, "rows": sequences}
+    request = {"config": config.to_yaml(), "device": machine.device, "threads": machine.threads}
+    request |= {"sequences": sequences, "available": available}
     process = subprocess.run(
         [sys.executable, "-m", "gpt2lab.planning.probes"],
         input=json.dumps(request), capture_output=True, text=True, check=False,
@@ -303,17 +296,17 @@ def probed(config: Config, machine: Machine, sequences: int) -> Probe:
     if process.returncode:
         last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         raise EnvironmentFault(f"a pass of {sequences} sequences failed: {last}", where="memory probe")
-    return Probe(**json.loads(process.stdout.splitlines()[-1]))
+    return MicroBatch(**json.loads(process.stdout.splitlines()[-1]))
 
 
-def run_probe(request: Mapping[str, Any]) -> Probe:
+def run_probe(request: Mapping[str, Any]) -> MicroBatch:
     """The body of that process."""
     set_threads(request["threads"])
     keep_memory()  # as workers do
     device = torch.device(request["device"])
-    one_pass, update = timed(config_from_text(request["config"]), device, request["rows"])
+    one_pass, update = timed(config_from_text(request["config"]), device, request["sequences"])
     peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else high_water()
-    return Probe(peak, one_pass, update)
+    return MicroBatch(request["sequences"], peak, request["available"], one_pass, update)
 
 
 if __name__ == "__main__":

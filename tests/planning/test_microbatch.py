@@ -11,7 +11,7 @@ from gpt2lab.config import load_config
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.planning import probes
 from gpt2lab.planning.machine import Machine
-from gpt2lab.planning.probes import MicroBatch, Probe, micro_batch, micro_batch_of, probed, search
+from gpt2lab.planning.probes import MicroBatch, micro_batch, micro_batch_of, probed, search
 
 HERE = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
 SMALL = ("model.n_layer=1", "model.n_embd=32", "training.batch_tokens=8192")
@@ -24,11 +24,11 @@ class Invented:
         self.base, self.each, self.breaks_at = base, each, breaks_at
         self.asked: list[int] = []
 
-    def __call__(self, n: int) -> Probe:
+    def __call__(self, n: int, available: int = 2700) -> MicroBatch:
         self.asked.append(n)
         if n >= self.breaks_at:
             raise EnvironmentFault(f"a pass of {n} sequences failed", where="memory probe")
-        return Probe(self.base + n * self.each, 0.5 * n, 0.1)
+        return MicroBatch(n, self.base + n * self.each, available, 0.5 * n, 0.1)
 
 
 def test_the_largest_size_on_the_line_is_taken_and_tried() -> None:
@@ -78,7 +78,7 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Invented(1000, 100)
-    monkeypatch.setattr(probes, "probed", lambda config, machine, n: device(n))
+    monkeypatch.setattr(probes, "probed", lambda config, machine, n, available: device(n, available))
     monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 10**6)
     config = load_config("nano", SMALL)
     first = micro_batch(config, HERE, 1, tmp_path)
@@ -99,11 +99,11 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
 @pytest.mark.slow
 def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
     config = load_config("nano", [*SMALL, "training.micro_batch_sequences=64"])
-    few, many = probed(config, HERE, 1), micro_batch_of(config, HERE, 1)
+    few, many = probed(config, HERE, 1, 10**9), micro_batch_of(config, HERE, 1)
     assert many.sequences == 64
     assert 50e6 < few.memory_bytes < many.memory_bytes < 4e9
     whole = load_config("nano", [*SMALL, "training.micro_batch_sequences=1"])  # what is asked counts, not the config
-    again = probed(whole, HERE, 64).memory_bytes
+    again = probed(whole, HERE, 64, 10**9).memory_bytes
     assert again - few.memory_bytes > 0.7 * (many.memory_bytes - few.memory_bytes)
     assert 0 < few.pass_seconds < many.pass_seconds < 10 and many.update_seconds > 0
 
@@ -111,4 +111,4 @@ def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
 def test_a_training_that_breaks_says_why() -> None:
     config = load_config("nano", SMALL)
     with pytest.raises(EnvironmentFault, match=r"a pass of 1 sequences failed: .*(mps|MPS)"):
-        probed(config, replace(HERE, device="mps"), 1)
+        probed(config, replace(HERE, device="mps"), 1, 10**9)
