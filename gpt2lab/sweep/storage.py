@@ -108,22 +108,23 @@ class PatientStorage:
             try:
                 return function(*args, **options)
             except (StorageInternalError, SQLAlchemyError, OSError, json.JSONDecodeError) as error:
-                if not is_transient(error):
+                root, transient = _root(error), is_transient(error)
+                locked = isinstance(root, sqlite3.Error) and "locked" in str(root)  # for which SQLite itself has waited
+                if locked or (transient and time.monotonic() - begun >= self._seconds):
+                    raise self._unreachable(reason(root)) from error
+                if not transient:
                     raise storage_fault(error, self.address) from error
-                if time.monotonic() - begun >= self._seconds:
-                    raise _unreachable(self.address, self._seconds, reason(_root(error))) from error
             except LockHeld as error:
-                raise _unreachable(self.address, self._seconds, error.problems[0].what) from error
+                raise self._unreachable(error.problems[0].what) from error
             if not self._warned:
                 self._warned = True
                 self._say(f"the storage {self.address} is out of reach: waiting")
             time.sleep(nap * random.uniform(0.5, 1))  # workers that failed together must not come back together
             nap = min(LONGEST_NAP_SECONDS, 2 * nap)
 
-
-def _unreachable(address: str, seconds: float, cause: str) -> EnvironmentFault:
-    what = f"the storage of the sweep stayed locked or out of reach for {seconds:.0f} seconds: {cause}"
-    return EnvironmentFault(what, where=address, hint=ADVICE)
+    def _unreachable(self, cause: str) -> EnvironmentFault:
+        what = f"the storage of the sweep stayed locked or out of reach for {self._seconds:.0f} seconds: {cause}"
+        return EnvironmentFault(what, where=self.address, hint=ADVICE)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -169,7 +170,7 @@ def _open_sqlite(address: str, shown_address: str, patience_seconds: float) -> B
         # a connection for every transaction: none is left open, nor inherited by a fork
         options = {"poolclass": NullPool, "connect_args": {"timeout": patience_seconds}}
         database = _database(sqlite_uri(path), shown_address, options)
-    _begin_ourselves(database.engine, shown_address, patience_seconds)
+    _begin_ourselves(database.engine)
     return get_storage(database)
 
 
@@ -187,7 +188,7 @@ def _refuse_others(path: Path, where: str) -> None:
         raise DataFault(f"this database is {what}: a sweep needs one of its own", where=where, hint=EXAMPLES)
 
 
-def _begin_ourselves(engine: sqlalchemy.Engine, where: str, patience_seconds: float) -> None:
+def _begin_ourselves(engine: sqlalchemy.Engine) -> None:
     """Python's sqlite3 begins a transaction before the first change only, so what Optuna reads before it (has this
     trial ended?) may be out of date when it writes. `begin immediate` takes the lock before anything is read, and
     waits for it."""
@@ -200,12 +201,7 @@ def _begin_ourselves(engine: sqlalchemy.Engine, where: str, patience_seconds: fl
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        try:
-            connection.exec_driver_sql("begin immediate")
-        except OperationalError as error:
-            if "locked" in str(error.orig):
-                raise _unreachable(where, patience_seconds, str(error.orig)) from error
-            raise
+        connection.exec_driver_sql("begin immediate")
 
 
 # Journal
