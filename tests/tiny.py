@@ -22,9 +22,9 @@ baseline: learned
 arms:
   learned: {{}}
   rotary: {{model.position: rotary}}
-seeds: 2
-evaluate: {{contexts: [0.5, 1, 2]}}
+seeds: {seeds}
 """
+CONTEXTS = "evaluate: {contexts: [0.5, 1, 2]}"
 
 
 def write_text(path: Path, count: int = 2000) -> Path:
@@ -34,9 +34,14 @@ def write_text(path: Path, count: int = 2000) -> Path:
     return path
 
 
+def ablation(base: str | Path, *lines: str, seeds: int = 2) -> str:
+    """The text of an ablation over a preset, with further lines."""
+    return "\n".join([ABLATION.format(base=base, seeds=seeds).rstrip(), *lines, ""])
+
+
 def write_ablation(folder: Path) -> Path:
     """ablation.yaml, beside its preset tiny.yaml and text."""
     (folder / "tiny.yaml").write_text(PRESET.format(text=write_text(folder / "text.txt")))
     file = folder / "ablation.yaml"
-    file.write_text(ABLATION.format(base=folder / "tiny.yaml"))
+    file.write_text(ablation(folder / "tiny.yaml", CONTEXTS))
     return file

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_text
+import tiny
 
 from gpt2lab.store import Store
 
@@ -23,22 +23,12 @@ training: {{steps: 4, batch_tokens: 64, threads: 1, device: cpu, checkpoint_ever
 evaluation: {{every_steps: 4, tokens: 128}}
 scale: {{smallest_effect: 0.05}}
 """
-ABLATION = """
-ablation: tiny
-question: Does rotary help a tiny model?
-base: preset.yaml
-baseline: learned
-arms:
-  learned: {}
-  rotary: {model.position: rotary}
-seeds: 1
-"""
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     """Some 11,000 bytes of words."""
-    return write_text(tmp_path / "text.txt", 2400)
+    return tiny.write_text(tmp_path / "text.txt", 2400)
 
 
 @pytest.fixture
@@ -46,7 +36,7 @@ def ablation(tmp_path: Path, text: Path) -> Path:
     """An ablation's file, beside its preset and text."""
     (tmp_path / "preset.yaml").write_text(PRESET.format(text=text))
     file = tmp_path / "ablation.yaml"
-    file.write_text(ABLATION)
+    file.write_text(tiny.ablation("preset.yaml", seeds=1))
     return file
 
 

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import saving
 from breaking import RUN, Lab, log, outcome, record
 
-from gpt2lab.errors import EnvironmentFault
 from gpt2lab.store import Store
-from gpt2lab.training import load_latest, save
 
 
 @pytest.fixture
@@ -36,21 +33,6 @@ def logged_elsewhere(disk: Path) -> Path:
     root.mkdir()
     (root / "log.txt").symlink_to(disk.parent / "log.txt")
     return root
-
-
-def test_a_checkpoint_that_does_not_fit_leaves_the_older_one_and_no_debris(small_disk: Path) -> None:
-    """The limit of file sizes, which stands for a full disk elsewhere, can be tested by anyone; this is one."""
-    save(small_disk, saving.state(2))
-    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8_192))
-    with pytest.raises(EnvironmentFault, match=r"the disk is full: [\d,]+ bytes needed, [\d,]+ free"):
-        save(small_disk, saving.state(4))
-    assert sorted(path.name for path in small_disk.iterdir()) == ["filler", "step_000002"]
-    state = saving.state(0)
-    loaded = load_latest(small_disk, state)
-    assert loaded is not None
-    assert (loaded.step, loaded.damaged) == (2, ())
-    (small_disk / "filler").unlink()
-    assert save(small_disk, saving.state(4)).name == "step_000004"
 
 
 def test_a_training_on_a_full_disk_says_so_and_goes_on_when_there_is_room(lab: Lab, small_disk: Path) -> None:

@@ -183,10 +183,13 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
-def names(test: str) -> tuple[Path, str]:
-    """The file of a test, and how the name of the function begins."""
-    file, _, function = test.partition("::")
-    return ROOT / file, function.partition("[")[0]
+def whole_name(test: str) -> str:
+    """The test's full name, from how it begins."""
+    file, _, name = test.partition("::")
+    begin, bracket, parameters = name.partition("[")
+    found = re.findall(rf"^def ({begin}\w*)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == 1, f"{file} has {len(found)} tests that begin with {begin}"
+    return f"{file}::{found[0]}{bracket}{parameters}"
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
@@ -194,9 +197,7 @@ def test_the_list_has_not_rotted(mutation: Mutation) -> None:
     source = (ROOT / mutation.file).read_text(encoding="utf-8")
     for old, _ in mutation.edits:
         assert source.count(old) == 1, f"{mutation.file} has this {source.count(old)} times: {old}"
-    file, function = names(mutation.test)
-    found = re.findall(rf"^def {function}\w*", file.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(found) == 1, f"{file} has {len(found)} tests that begin with {function}"
+    assert whole_name(mutation.test)
 
 
 @pytest.fixture(scope="module")
@@ -219,17 +220,9 @@ def run(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def whole_name(mutation: Mutation) -> str:
-    """The test's full name, from how it begins."""
-    file, function = names(mutation.test)
-    [found] = re.findall(rf"^def ({function}\w*)", file.read_text(encoding="utf-8"), re.MULTILINE)
-    _, bracket, parameters = mutation.test.partition("[")
-    return f"{file.relative_to(ROOT)}::{found}{bracket}{parameters}"
-
-
 @pytest.mark.slow
 def test_all_of_them_pass_in_an_unchanged_copy(copy: Path) -> None:
-    done = run(copy, *dict.fromkeys(map(whole_name, MUTATIONS)))
+    done = run(copy, *dict.fromkeys(whole_name(mutation.test) for mutation in MUTATIONS))
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -243,7 +236,7 @@ def test_without_it_a_test_fails(copy: Path, mutation: Mutation) -> None:
         changed = changed.replace(old, new)
     file.write_text(changed, encoding="utf-8")
     try:
-        done = run(copy, whole_name(mutation))
+        done = run(copy, whole_name(mutation.test))
     finally:
         file.write_text(source, encoding="utf-8")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-3000:] + done.stderr[-1000:]

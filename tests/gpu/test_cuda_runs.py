@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from tiny import ablation
 
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.store import Store
@@ -26,17 +27,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
-ABLATION = """
-ablation: tiny
-question: Does rotary help a tiny model?
-base: preset.yaml
-baseline: learned
-arms:
-  learned: {}
-  rotary: {model.position: rotary}
-seeds: 2
-evaluate: {contexts: [0.5, 1]}
-"""
 
 
 def gpt2lab(*words: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +40,7 @@ def here(preset: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a preset and an ablation; it is the present one."""
     folder = preset.parent
     monkeypatch.chdir(folder)
-    (folder / "ablation.yaml").write_text(ABLATION)
+    (folder / "ablation.yaml").write_text(ablation("preset.yaml", "evaluate: {contexts: [0.5, 1]}"))
     return folder
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from gpt2lab import testing
 from gpt2lab.components import chunked
+from gpt2lab.components.base import Builder
 from gpt2lab.components.chunked import loss_sums, rows_at_once
 from gpt2lab.components.embedding import TokenEmbedding
 from gpt2lab.components.objective import CrossEntropy
@@ -160,10 +161,8 @@ def test_small_gradients_survive_fp16(softcap: float | None, scale: float) -> No
     # token 5 is never a target, and improbable: its row's gradient is a sum of p x, with p about 1e-6. Divided by the
     # number of rows first, these would be below the smallest number of half precision
     site = testing.Case("head", "untied").model()
-    head = SLOTS["head"].build(
-        SLOTS["head"].read({"name": "untied", **({"softcap": softcap} if softcap else {})}),
-        _site(site),
-    )
+    choice = SLOTS["head"].read({"name": "untied", **({"softcap": softcap} if softcap else {})})
+    head = SLOTS["head"].build(choice, Builder(site.config, site.config.choices()))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         head.weight.copy_(torch.randn(V, C, generator=generator) * 0.1)
@@ -181,12 +180,6 @@ def test_small_gradients_survive_fp16(softcap: float | None, scale: float) -> No
     exact, ours = gradient(half=False), gradient(half=True)
     assert 1e-6 < exact.abs().max() / N < 1e-5
     assert ((ours - exact).abs().max() / exact.abs().max()).item() < 0.05
-
-
-def _site(model: GPT) -> Any:
-    from gpt2lab.components.base import Builder
-
-    return Builder(model.config, model.config.choices())
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from transformers import optimization
 
 from gpt2lab.optim import OptimConfig, schedule
 
 STEPS, WARMUP = 110, 10
+WSD = {"num_decay_steps": 22, "num_training_steps": STEPS}
 
 
 def built(name: str, steps: int = STEPS, warmup: int = WARMUP, **options: object) -> list[float]:
@@ -53,33 +56,22 @@ def test_values_by_hand() -> None:
     assert built("inverse_sqrt", warmup=0)[:5] == pytest.approx([1, 1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5])
 
 
-def test_agreement_with_transformers_after_the_warmup() -> None:
-    optimization = pytest.importorskip("transformers.optimization")
-    for name, make in (
-        ("cosine", optimization.get_cosine_schedule_with_warmup),
-        ("linear", optimization.get_linear_schedule_with_warmup),
-    ):
-        sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        theirs = make(sgd, WARMUP, STEPS).lr_lambdas[0]
-        ours = built(name, final_fraction="0")
-        assert ours[WARMUP:] == pytest.approx([theirs(step) for step in range(WARMUP, STEPS + 1)], abs=1e-12)
-        assert ours[: WARMUP - 1] == pytest.approx(
-            [theirs(step + 1) for step in range(WARMUP - 1)]
-        )  # theirs starts at 0
-
-
-def test_agreement_with_transformers_stable_decay_and_inverse_square_root() -> None:
-    optimization = pytest.importorskip("transformers.optimization")
+@pytest.mark.parametrize(
+    ("name", "options", "maker", "settings"),
+    [
+        ("cosine", {"final_fraction": "0"}, "get_cosine_schedule_with_warmup", {"num_training_steps": STEPS}),
+        ("linear", {"final_fraction": "0"}, "get_linear_schedule_with_warmup", {"num_training_steps": STEPS}),
+        ("inverse_sqrt", {}, "get_inverse_sqrt_schedule", {}),
+        ("wsd", {"shape": "linear"}, "get_wsd_schedule", WSD | {"decay_type": "linear"}),
+        ("wsd", {"shape": "sqrt"}, "get_wsd_schedule", WSD | {"decay_type": "1-sqrt"}),
+    ],
+)  # fmt: skip
+def test_agreement_with_transformers(name: str, options: dict[str, Any], maker: str, settings: dict[str, Any]) -> None:
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    inverse = optimization.get_inverse_sqrt_schedule(sgd, WARMUP).lr_lambdas[0]
-    assert built("inverse_sqrt")[WARMUP:] == pytest.approx([inverse(step) for step in range(WARMUP, STEPS + 1)])
-    for shape, name in (("linear", "linear"), ("sqrt", "1-sqrt")):
-        theirs = optimization.get_wsd_schedule(
-            sgd, num_warmup_steps=WARMUP, num_decay_steps=22, num_training_steps=STEPS, decay_type=name
-        ).lr_lambdas[0]
-        assert built("wsd", shape=shape)[WARMUP:] == pytest.approx(
-            [theirs(step) for step in range(WARMUP, STEPS + 1)], abs=1e-12
-        )
+    theirs = getattr(optimization, maker)(sgd, num_warmup_steps=WARMUP, **settings).lr_lambdas[0]
+    ours = built(name, **options)
+    assert ours[WARMUP:] == pytest.approx([theirs(step) for step in range(WARMUP, STEPS + 1)], abs=1e-12)
+    assert ours[: WARMUP - 1] == pytest.approx([theirs(step + 1) for step in range(WARMUP - 1)])  # theirs starts at 0
 
 
 def test_agreement_with_torchs_cosine_annealing() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tiny import CONTEXTS, ablation
+
 from gpt2lab.planning.plan import Plan
 
 TINY = """
@@ -14,17 +16,6 @@ training: {{steps: 24, batch_tokens: 64, threads: 1, device: cpu}}
 evaluation: {{every_steps: 8, tokens: 256, context_tokens: 64}}
 scale: {{smallest_effect: 0.05, caveat: "early training: sign only"}}
 """
-ABLATION = """
-ablation: tiny
-question: Does rotary help a tiny model?
-base: tiny.yaml
-baseline: learned
-arms:
-  learned: {}
-  rotary: {model.position: rotary}
-seeds: 2
-evaluate: {contexts: [0.5, 1, 2]}
-expected: {rotary: better}
-"""
+ABLATION = ablation("tiny.yaml", CONTEXTS, "expected: {rotary: better}")
 
 Planned = Callable[..., Plan]
