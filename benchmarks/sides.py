@@ -23,7 +23,7 @@ from gpt2lab.data.files import data_home
 from gpt2lab.errors import ConfigError, EnvironmentFault, unknown
 from gpt2lab.model import MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim.groups import OptimConfig, build_optimizers
-from gpt2lab.pretrained import from_hf, to_hf
+from gpt2lab.pretrained.huggingface import from_hf, to_hf
 from gpt2lab.registry import SLOTS, Choice
 from gpt2lab.testing import placed
 from gpt2lab.training.compiling import compiled

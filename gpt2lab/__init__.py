@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from gpt2lab.evaluation.tasks import Task, choose, complete, fill, task, written
     from gpt2lab.model import GPT, ModelConfig, build_model
     from gpt2lab.planning.ablation import scales_of
-    from gpt2lab.pretrained import load_gpt2, save_gpt2, save_model
+    from gpt2lab.pretrained.huggingface import load_gpt2, save_gpt2
+    from gpt2lab.pretrained.native import save_model
     from gpt2lab.training.diagnostics import Diagnostic, diagnostic
 
 __version__ = "0.1.0"
@@ -70,7 +71,8 @@ _MODULES = {
     "gpt2lab.basics.progress": ("Event", "Message", "Progress", "show_progress"),
     "gpt2lab.model": ("GPT", "ModelConfig", "build_model"),
     "gpt2lab.planning.ablation": ("scales_of",),
-    "gpt2lab.pretrained": ("load_gpt2", "save_gpt2", "save_model"),
+    "gpt2lab.pretrained.huggingface": ("load_gpt2", "save_gpt2"),
+    "gpt2lab.pretrained.native": ("save_model",),
     "gpt2lab.analysis.results": ("load_results", "tokens_to"),
     "gpt2lab.training.diagnostics": ("Diagnostic", "diagnostic"),
 }

@@ -333,7 +333,7 @@ def load_model(path: str | Path) -> GPT:
         from gpt2lab.reuse.load import open_trained
 
         return open_trained(str(path), Store(Path(path).parent)).model
-    from gpt2lab.pretrained import load_model as load_saved
+    from gpt2lab.pretrained.native import load_model as load_saved
 
     return load_saved(path)
 

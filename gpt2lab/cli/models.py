@@ -424,7 +424,8 @@ def export(
     import torch
 
     from gpt2lab.config import fill_slots
-    from gpt2lab.pretrained import save_gpt2, save_model
+    from gpt2lab.pretrained.huggingface import save_gpt2
+    from gpt2lab.pretrained.native import save_model
     from gpt2lab.reuse.load import open_trained
     from gpt2lab.store import Store
 
@@ -492,7 +493,7 @@ def log_model(source: str, store: Store, weights: Path) -> tuple[str, str]:
 
 def choose_layout(layout: Layout, trained: Trained) -> tuple[str, str]:
     """(layout, reason)."""
-    from gpt2lab.pretrained import misfits
+    from gpt2lab.pretrained.huggingface import misfits
 
     if layout != "auto":
         return layout, "as asked"

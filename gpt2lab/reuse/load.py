@@ -16,17 +16,9 @@ from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, Gpt2labError, nearest
 from gpt2lab.generation import Continuation, Reader, Sampling, encoded, generate
 from gpt2lab.model import GPT, build_model
-from gpt2lab.pretrained import (
-    KeptTokenizer,
-    fetched,
-    has_gpt2_tokenizer,
-    is_hub_name,
-    is_native,
-    load_gpt2,
-    load_model,
-    read_record,
-    tokenizer_in,
-)
+from gpt2lab.pretrained.files import fetched, is_hub_name
+from gpt2lab.pretrained.huggingface import has_gpt2_tokenizer, load_gpt2
+from gpt2lab.pretrained.native import KeptTokenizer, is_native, load_model, read_record, tokenizer_in
 from gpt2lab.reuse.measure import config_of, data_of, ended, load_weights
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training.checkpoints import checkpoints

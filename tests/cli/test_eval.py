@@ -17,7 +17,7 @@ from gpt2lab.analysis.calibration import nominal_level
 from gpt2lab.evaluation.metrics import metric
 from gpt2lab.evaluation.tasks import TOKENS_AT_ONCE, task
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.pretrained import save_gpt2
+from gpt2lab.pretrained.huggingface import save_gpt2
 from gpt2lab.store import Store
 
 Call = Callable[..., Any]

@@ -16,7 +16,7 @@ from gpt2lab.config import load_config
 from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.optim import OptimConfig, build_optimizers, optimizer
-from gpt2lab.pretrained import misfits
+from gpt2lab.pretrained.huggingface import misfits
 from gpt2lab.testing.cases import Case
 from gpt2lab.testing.checks import check_rates
 

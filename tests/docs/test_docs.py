@@ -22,7 +22,7 @@ from gpt2lab.cli.catalogue import all_slots, chosen
 from gpt2lab.config import load_config
 from gpt2lab.model import ModelConfig, build_model
 from gpt2lab.planning.ablation import load_ablation, scales_of
-from gpt2lab.pretrained import save_gpt2
+from gpt2lab.pretrained.huggingface import save_gpt2
 from gpt2lab.sweep.declaration import load_sweep
 
 pytestmark = pytest.mark.usefixtures("no_plugins_after")

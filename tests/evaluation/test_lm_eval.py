@@ -31,7 +31,7 @@ from gpt2lab.evaluation.tasks import (
     task_result,
 )
 from gpt2lab.model import GPT, ModelConfig, build_model
-from gpt2lab.pretrained import save_gpt2
+from gpt2lab.pretrained.huggingface import save_gpt2
 from gpt2lab.reuse.load import Trained, open_trained
 from gpt2lab.store import Store
 

@@ -41,7 +41,7 @@ from gpt2lab.evaluation.tasks import (
     written,
 )
 from gpt2lab.model import GPT
-from gpt2lab.pretrained import load_gpt2
+from gpt2lab.pretrained.huggingface import load_gpt2
 from gpt2lab.training.distributed import World
 
 BLOCK, VOCABULARY = 24, 61

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from gpt2lab.generation import Reader, Sampling, generate
 from gpt2lab.model import GPT
-from gpt2lab.pretrained import load_gpt2
+from gpt2lab.pretrained.huggingface import load_gpt2
 
 VOCABULARY, CONTEXT = 97, 32
 PROMPTS = [[5, 17, 3, 90, 41], [60, 2, 2, 8, 33], [1, 96, 50, 7, 20]]

@@ -150,7 +150,7 @@ def test_prompts_that_cannot_be_read_are_refused(prompts: list[list[int]], reaso
 def test_greedy_at_full_size_equals_transformers() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from gpt2lab.pretrained import load_gpt2
+    from gpt2lab.pretrained.huggingface import load_gpt2
 
     torch.manual_seed(1)
     big = GPT2LMHeadModel(GPT2Config(initializer_range=0.05, eos_token_id=None)).eval()

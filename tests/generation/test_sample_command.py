@@ -17,7 +17,8 @@ from gpt2lab.data.tokenizers import TokenizerSite, bytes_
 from gpt2lab.errors import ConfigError
 from gpt2lab.generation import encoded
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.pretrained import save_gpt2, save_model
+from gpt2lab.pretrained.huggingface import save_gpt2
+from gpt2lab.pretrained.native import save_model
 
 BYTES = bytes_(TokenizerSite(Path()))
 Call = Callable[..., tuple[int, str, str]]

@@ -13,7 +13,7 @@ from benchmarks.sides import Spec, Work
 from gpt2lab import testing
 from gpt2lab.generation import Reader, Sampling, generate
 from gpt2lab.model import GPT, MODEL_SLOTS
-from gpt2lab.pretrained import load_gpt2
+from gpt2lab.pretrained.huggingface import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing import checks
 

@@ -9,10 +9,10 @@ import torch
 from their_gpt2 import their_model
 from transformers import GPT2LMHeadModel
 
-import gpt2lab.pretrained as pretrained
 from gpt2lab.config import load_config
 from gpt2lab.inspection.costs import costs
 from gpt2lab.model import ModelConfig, build_model
+from gpt2lab.pretrained import huggingface
 
 LAYERS, WIDTH, HEADS, CONTEXT, VOCABULARY = 2, 768, 12, 64, 50257
 
@@ -29,7 +29,7 @@ def tokens() -> torch.Tensor:
 
 
 def test_logits_loss_and_gradients_equal_hugging_face(theirs: GPT2LMHeadModel, tokens: torch.Tensor) -> None:
-    ours = pretrained.load_gpt2(theirs)
+    ours = huggingface.load_gpt2(theirs)
     out = theirs(tokens, labels=tokens)  # shifts labels itself
     assert (ours(tokens) - out.logits).abs().max() < 1e-5
     targets = torch.cat([tokens[:, 1:], torch.full((2, 1), -100)], 1)
@@ -38,7 +38,7 @@ def test_logits_loss_and_gradients_equal_hugging_face(theirs: GPT2LMHeadModel, t
     theirs.zero_grad()
     out.loss.backward()
     loss.backward()
-    reference = pretrained.from_hf({name: p.grad for name, p in theirs.named_parameters()})
+    reference = huggingface.from_hf({name: p.grad for name, p in theirs.named_parameters()})
     gradients = {name: p.grad for name, p in ours.named_parameters()}
     assert gradients.keys() == reference.keys()
     worst = {name: (gradients[name] - reference[name]).abs().max().item() for name in gradients}

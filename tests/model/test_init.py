@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.pretrained import from_hf
+from gpt2lab.pretrained.huggingface import from_hf
 
 STD, SIGMAS = 0.02, 5.0
 

@@ -16,13 +16,13 @@ from PIL import Image
 from their_gpt2 import their_model
 from transformers import GPT2LMHeadModel
 
-import gpt2lab.pretrained as pretrained
 from gpt2lab.data.tokenizers import tokenizer
 from gpt2lab.errors import ConfigError
 from gpt2lab.inspection.lens import TOP, Reading, logits_at, read
 from gpt2lab.inspection.lens_page import page, png
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.pretrained import KeptTokenizer, save_model
+from gpt2lab.pretrained import huggingface
+from gpt2lab.pretrained.native import KeptTokenizer, save_model
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import Case, batch, cases
 
@@ -42,7 +42,7 @@ def theirs() -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def reading(theirs: GPT2LMHeadModel) -> Reading:
-    return read(pretrained.load_gpt2(theirs), TOKENS, number)
+    return read(huggingface.load_gpt2(theirs), TOKENS, number)
 
 
 @torch.no_grad()

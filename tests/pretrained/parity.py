@@ -18,7 +18,7 @@ from gpt2lab import load_gpt2
 from gpt2lab.config import load_config
 from gpt2lab.model import GPT, ModelConfig
 from gpt2lab.optim import OptimConfig, build_optimizers
-from gpt2lab.pretrained import from_hf
+from gpt2lab.pretrained.huggingface import from_hf
 from gpt2lab.training import TrainingConfig, TrainState, steps
 
 STEPS, WARMUP, LR, BETAS, DECAY, CLIP = 10, 3, 6e-4, (0.9, 0.95), 0.1, 1.0

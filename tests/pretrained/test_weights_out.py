@@ -21,7 +21,7 @@ from gpt2lab.data.tokenizers import TokenizerSite
 from gpt2lab.data.tokenizers import tokenizer as tokenizer_slot
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
-from gpt2lab.pretrained import KeptTokenizer, read_record, tokenizer_in
+from gpt2lab.pretrained.native import KeptTokenizer, read_record, tokenizer_in
 from gpt2lab.registry import SLOTS, load_plugin
 from gpt2lab.store import read_json, write_json
 

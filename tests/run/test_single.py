@@ -21,7 +21,8 @@ from gpt2lab.errors import ConfigError
 from gpt2lab.inspection import costs
 from gpt2lab.model import GPT, ModelConfig, build_model
 from gpt2lab.planning import machine
-from gpt2lab.pretrained import KeptTokenizer, save_gpt2, save_model
+from gpt2lab.pretrained.huggingface import save_gpt2
+from gpt2lab.pretrained.native import KeptTokenizer, save_model
 from gpt2lab.runner.measured import validation_loss
 from gpt2lab.store import RunFolder, Store
 from gpt2lab.training import TrainingConfig

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault
 from gpt2lab.model import GPT, ModelConfig, build_model
-from gpt2lab.pretrained import save_gpt2, save_model
+from gpt2lab.pretrained.huggingface import save_gpt2
+from gpt2lab.pretrained.native import save_model
 from gpt2lab.reuse.load import open_trained
 from gpt2lab.store import Store
 

@@ -12,7 +12,7 @@ from small_study import Lab, Look
 
 from gpt2lab.generation import Sampling
 from gpt2lab.model import ModelConfig, build_model
-from gpt2lab.pretrained import save_model
+from gpt2lab.pretrained.native import save_model
 from gpt2lab.reuse import load as trained
 from gpt2lab.tracking.mlflow import MlflowTracker
 

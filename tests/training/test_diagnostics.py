@@ -21,7 +21,7 @@ from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import plain
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
-from gpt2lab.pretrained import load_gpt2
+from gpt2lab.pretrained.huggingface import load_gpt2
 from gpt2lab.registry import SLOTS
 from gpt2lab.testing.cases import CONTEXT, VOCABULARY, batch, disturbed
 from gpt2lab.training import diagnostics
