@@ -68,10 +68,7 @@ def test_eight_processes_on_an_empty_store_make_one_database(lab: Lab, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.service
-def test_eight_processes_on_an_empty_postgresql_make_its_tables_once(
-    lab: Lab,
-    postgres_cluster: Postgres,
-) -> None:
+def test_eight_processes_on_an_empty_postgresql_make_its_tables_once(lab: Lab, postgres_cluster: Postgres) -> None:
     postgres_cluster.execute("create database together")
     lab.train_all()
     start_together(lab, f"{postgres_cluster.uri}/together")

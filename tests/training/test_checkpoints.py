@@ -53,13 +53,18 @@ def small(**changes: Any) -> TrainState:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, TrainState]:
-    """A folder with checkpoints of steps 2, 4 and 6 of a very small model, and its state at step 6."""
-    state = small()
+def trained() -> TrainState:
+    """A very small model; with `folder`, at step 6."""
+    return small()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, trained: TrainState) -> Path:
+    """Checkpoints of its steps 2, 4 and 6."""
     for step in (2, 4, 6):
-        train(state, step)
-        save(tmp_path / "checkpoints", state, extra={"run": "abc", "at": step})
-    return tmp_path / "checkpoints", state
+        train(trained, step)
+        save(tmp_path / "checkpoints", trained, extra={"run": "abc", "at": step})
+    return tmp_path / "checkpoints"
 
 
 def flip(file: Path, bit: int) -> None:
@@ -130,26 +135,23 @@ def test_resume_needs_every_part(tmp_path: Path, lost: str, monkeypatch: pytest.
     assert everything(second)["weights"] != everything(whole)["weights"]
 
 
-def test_what_a_checkpoint_holds(saved: tuple[Path, TrainState]) -> None:
-    folder, state = saved
+def test_what_a_checkpoint_holds(folder: Path, trained: TrainState) -> None:
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
     newest = folder / "step_000006"
     assert names(newest) == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
-    assert load_file(newest / "model.safetensors").keys() == state.model.state_dict().keys()
+    assert load_file(newest / "model.safetensors").keys() == trained.model.state_dict().keys()
     written = json.loads((newest / "state.json").read_text())
     assert (written["step"], written["tokens"], written["extra"]) == (6, 6 * 64, {"run": "abc", "at": 6})
-    assert written["guard"] == state.guard.state_dict()
+    assert written["guard"] == trained.guard.state_dict()
     assert written["scaler"] is None
     assert written["random"].startswith("not stored: every micro-step seeds it")
     moments = load_file(newest / "optimizer.safetensors")
-    first = state.optimizers[0].state_dict()["state"][0]
+    first = trained.optimizers[0].state_dict()["state"][0]
     assert torch.equal(moments["optimizers.0.state.0.exp_avg"], first["exp_avg"])
-    assert len(moments) == 3 * len(list(state.model.parameters()))  # step, exp_avg, exp_avg_sq
+    assert len(moments) == 3 * len(list(trained.model.parameters()))  # step, exp_avg, exp_avg_sq
 
 
-def test_nothing_to_load(
-    tmp_path: Path,
-) -> None:
+def test_nothing_to_load(tmp_path: Path) -> None:
     (tmp_path / ".step_000009.0a1b2c3d.partial").mkdir()
     (tmp_path / "notes").mkdir()
     assert load_latest(tmp_path, small()) is None
@@ -157,8 +159,7 @@ def test_nothing_to_load(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState], file: str) -> None:
-    folder, _ = saved
+def test_damage_falls_back_and_says_what_was_lost(folder: Path, file: str) -> None:
     target = folder / "step_000006" / file
     flip(target, bit=8 * (target.stat().st_size // 2))
     (folder / "step_000004" / file).unlink()
@@ -170,10 +171,7 @@ def test_damage_falls_back_and_says_what_was_lost(saved: tuple[Path, TrainState]
     assert str(loaded).endswith("Continuing from step 2: 4 steps are trained again")
 
 
-def test_all_damaged_is_never_a_silent_fresh_start(
-    saved: tuple[Path, TrainState],
-) -> None:
-    folder, _ = saved
+def test_all_damaged_is_never_a_silent_fresh_start(folder: Path) -> None:
     for path in folder.iterdir():
         os.truncate(path / "model.safetensors", 10)
     state = small()
@@ -186,10 +184,7 @@ def test_all_damaged_is_never_a_silent_fresh_start(
     assert everything(state) == before
 
 
-def test_300_flipped_bits_and_50_truncations_are_all_detected(
-    saved: tuple[Path, TrainState],
-) -> None:
-    folder, _ = saved
+def test_300_flipped_bits_and_50_truncations_are_all_detected(folder: Path) -> None:
     for step in (2, 4):
         shutil.rmtree(folder / f"step_{step:06d}")
     files = sorted((folder / "step_000006").iterdir())
@@ -209,10 +204,7 @@ def test_300_flipped_bits_and_50_truncations_are_all_detected(
     assert load_latest(folder, state) is not None
 
 
-def test_another_architecture_shows_the_difference(
-    saved: tuple[Path, TrainState],
-) -> None:
-    folder, _ = saved
+def test_another_architecture_shows_the_difference(folder: Path) -> None:
     state = small(n_embd=8, position=["rotary"], head="untied")
     before = everything(state)
     with pytest.raises(ConfigError) as caught:
@@ -226,10 +218,7 @@ def test_another_architecture_shows_the_difference(
     assert everything(state) == before
 
 
-def test_another_optimizer_layout_is_refused(
-    saved: tuple[Path, TrainState],
-) -> None:
-    folder, _ = saved
+def test_another_optimizer_layout_is_refused(folder: Path) -> None:
     state = small()
     state.optimizers = [torch.optim.SGD(state.model.parameters(), lr=1.0)]
     with pytest.raises(ConfigError, match=r"optim.optimizer: parameters in each group: \[\[.*\]\] in the checkpoint"):
@@ -237,8 +226,7 @@ def test_another_optimizer_layout_is_refused(
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], prefix: str) -> None:
-    folder, trained = saved
+def test_prefixes_of_wrappers_load(folder: Path, trained: TrainState, prefix: str) -> None:
     file = folder / "step_000006" / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in load_file(file).items()}, file)
     write_manifest(file.parent, 6)
@@ -248,9 +236,7 @@ def test_prefixes_of_wrappers_load(saved: tuple[Path, TrainState], prefix: str) 
     assert everything(state) == everything(trained)
 
 
-def test_a_wrapped_model_saves_plain_names(
-    tmp_path: Path,
-) -> None:
+def test_a_wrapped_model_saves_plain_names(tmp_path: Path) -> None:
     state = small()
     wrapped = TrainState(torch.nn.ModuleDict({"_orig_mod": state.model}), state.optimizers)
     path = save(tmp_path, wrapped)
@@ -282,10 +268,9 @@ class Bomb:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_pickle_that_would_run_code_is_refused(
-    saved: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     """Also with a manifest that fits, and both as torch writes it and as a bare pickle."""
-    folder, _ = saved
     sign = tmp_path / "it-ran"
     monkeypatch.setenv("GPT2LAB_TEST_BOMB", str(sign))
     torch.save([Bomb()], folder / "step_000006" / file)
@@ -301,10 +286,9 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
-    saved: tuple[Path, TrainState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had a pickle in it, which is not even opened."""
-    folder, _ = saved
     monkeypatch.setenv("GPT2LAB_TEST_BOMB", str(tmp_path / "it-ran"))
     for path in folder.iterdir():
         (path / "optimizer.safetensors").unlink()
@@ -315,9 +299,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_words(
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_state_that_could_not_be_read_back_is_refused_when_saving(
-    tmp_path: Path,
-) -> None:
+def test_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path) -> None:
     state = small()
     state.optimizers[0].param_groups[0]["note"] = Path("x")
     with pytest.raises(ConfigError, match=r"optimizers\.0\.param_groups\.0\.note, a PosixPath, without code"):
@@ -350,8 +332,7 @@ def test_any_nested_state_comes_back_as_it_was() -> None:
     assert comparable(back) == comparable(tree)
 
 
-def test_pruning_keeps_the_newest_good_ones(saved: tuple[Path, TrainState]) -> None:
-    folder, _ = saved
+def test_pruning_keeps_the_newest_good_ones(folder: Path) -> None:
     assert [p.name for p in prune(folder, keep=2)] == ["step_000002"]
     assert names(folder) == ["step_000004", "step_000006"]
     assert prune(folder, keep=2) == []
@@ -366,8 +347,7 @@ def placeholders(folder: Path, steps: range) -> None:
             write_manifest(path, step)
 
 
-def test_pruning_spares_the_best_and_milestones(saved: tuple[Path, TrainState]) -> None:
-    folder, _ = saved
+def test_pruning_spares_the_best_and_milestones(folder: Path) -> None:
     placeholders(folder, range(1, 13))
     deleted = prune(folder, keep=2, best=7, milestone_every_steps=5)
     assert [p.name for p in deleted] == [f"step_{step:06d}" for step in (9, 8, 6, 4, 3, 2, 1)]
@@ -377,8 +357,7 @@ def test_pruning_spares_the_best_and_milestones(saved: tuple[Path, TrainState]) 
     assert names(folder) == ["step_000012"]
 
 
-def test_the_best_checkpoint_is_a_good_one(saved: tuple[Path, TrainState]) -> None:
-    folder, _ = saved
+def test_the_best_checkpoint_is_a_good_one(folder: Path) -> None:
     assert best_step(folder, {}) is None
     assert best_step(folder, {2: 3.0, 4: 2.0, 6: 2.5, 5: 1.0}) == 4
     assert best_step(folder, {2: 2.0, 4: 2.0, 6: math.nan}) == 4
@@ -387,8 +366,7 @@ def test_the_best_checkpoint_is_a_good_one(saved: tuple[Path, TrainState]) -> No
     assert best_step(folder, {4: 2.0}) is None
 
 
-def test_damaged_checkpoints_never_push_out_good_ones(saved: tuple[Path, TrainState]) -> None:
-    folder, _ = saved
+def test_damaged_checkpoints_never_push_out_good_ones(folder: Path) -> None:
     (folder / "step_000006" / "optimizer.safetensors").unlink()
     assert prune(folder, keep=2) == []
     assert [p.name for p in prune(folder, keep=1)] == ["step_000002"]
@@ -397,31 +375,27 @@ def test_damaged_checkpoints_never_push_out_good_ones(saved: tuple[Path, TrainSt
     assert prune(folder, keep=1) == []  # no good one at all: nothing is deleted
 
 
-def test_saving_a_step_again(
-    saved: tuple[Path, TrainState],
-) -> None:
+def test_saving_a_step_again(folder: Path, trained: TrainState) -> None:
     """A damaged checkpoint of the same step is replaced; a good one stays as it is."""
-    folder, state = saved
     model = folder / "step_000006" / "model.safetensors"
     good = model.read_bytes()
     flip(model, bit=4000)
-    save(folder, state, extra={"again": True})
+    save(folder, trained, extra={"again": True})
     assert model.read_bytes() == good
     loaded = load_latest(folder, small())
     assert loaded is not None and loaded.extra == {"again": True}
     before = model.stat().st_mtime_ns, model.stat().st_ino
-    save(folder, state, extra={"again": False})
+    save(folder, trained, extra={"again": False})
     assert (model.stat().st_mtime_ns, model.stat().st_ino) == before
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
-    saved: tuple[Path, TrainState], file: str, monkeypatch: pytest.MonkeyPatch, file_limit: Any
+    folder: Path, trained: TrainState, file: str, monkeypatch: pytest.MonkeyPatch, file_limit: Any
 ) -> None:
     """Whichever of the files is the first that does not fit."""
-    folder, state = saved
-    train(state, 7)
+    train(trained, 7)
     limit = file_limit((folder / "step_000006" / file).stat().st_size - 100)
     if file in ("state.json", "manifest.json"):  # they are the smallest: let the large ones through
         name = "write_text" if file == "state.json" else "write_bytes"
@@ -434,15 +408,13 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_debris(
         monkeypatch.setattr(Path, name, limited)
         limit = nullcontext()
     with limit, pytest.raises(EnvironmentFault, match=r"[\d,]+ bytes needed, [\d,]+ free"):
-        save(folder, state)
+        save(folder, trained)
     assert names(folder) == ["step_000002", "step_000004", "step_000006"]
     loaded = load_latest(folder, small())
     assert loaded is not None and (loaded.step, loaded.damaged) == (6, ())
 
 
-def test_a_folder_that_cannot_be_made_is_an_environment_fault(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFault):
         save(tmp_path / "file" / "checkpoints", small())
@@ -454,13 +426,12 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("replaces_damaged", [False, True])
 def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
-    saved: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch, replaces_damaged: bool
+    folder: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch, replaces_damaged: bool
 ) -> None:
-    folder, state = saved
     if replaces_damaged:
         flip(folder / "step_000006" / "model.safetensors", bit=999)
     else:
-        train(state, 7)
+        train(trained, 7)
     operations: list[tuple[Any, str]] = [
         (os, name) for name in ("mkdir", "open", "replace", "fsync", "rmdir", "unlink")
     ]
@@ -486,7 +457,7 @@ def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
             for owner, name in operations:
                 patched.setattr(owner, name, dying(getattr(owner, name)))
             try:
-                save(trial, state)
+                save(trial, trained)
             except Killed:
                 kills += 1
         loaded = load_latest(trial, small())
@@ -496,15 +467,14 @@ def test_a_kill_at_any_file_operation_leaves_a_verified_checkpoint(
         sweep_leftovers(trial)
         assert all(re.fullmatch(r"step_\d{6}", name) for name in names(trial))
         if not dead:
-            assert (loaded.step, loaded.damaged) == (state.step, ())
+            assert (loaded.step, loaded.damaged) == (trained.step, ())
             break
     assert 15 <= kills < 100
 
 
 def test_a_kill_in_the_middle_of_pruning_leaves_no_half_checkpoint(
-    saved: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _ = saved
     real = os.unlink
 
     def dying(*args: Any, **options: Any) -> None:
