@@ -326,16 +326,11 @@ def gradients(run: ExaminedRun) -> list[Gradient]:
         raise NotExamined("fp16 scales its gradients")
     if int(run.stack.get("ranks", 1)) > 1 and config.model.dropout:
         raise NotExamined("several ranks with dropout")
-    repeated = repeated_steps(run, count)
-    return [
-        Gradient(step, logged[step], objective_norm, loss_norm)
-        for step, objective_norm, loss_norm in repeated
-        if step in logged
-    ]
+    return [Gradient(step, logged[step], *again) for step, again in repeated_steps(run, count) if step in logged]
 
 
-def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, float]]:
-    """Train the first `count` steps; -> step, norm of the objective's gradient, norm of the plain loss's gradient."""
+def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Train the first `count` steps; -> step, what `norms` finds there."""
     config, training = run.config, run.config.training
     model = run.build()
     state = TrainState(model, build_optimizers(config.optim, model.params()))
@@ -346,7 +341,7 @@ def repeated_steps(run: ExaminedRun, count: int) -> Iterator[tuple[int, float, f
     model.train()
     for step in range(count):
         inputs, targets = (torch.as_tensor(x, device=run.device) for x in batches.at(step))
-        yield step + 1, *norms(run, model, inputs, targets, step)
+        yield step + 1, norms(run, model, inputs, targets, step)
         next(trained)
     trained.close()
 

@@ -34,6 +34,8 @@ NOTHING = ("null", "~", "", "None")
 """How a file writes that a setting is off."""
 
 LOSSES = ("nats", "nats of span filling")
+SCALES_OWN = "the scale's own"
+"""What a setting is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,10 @@ class PublishedEffect:
     """of the models; None where the source's size is not known"""
     given: Mapping[str, str] = field(default_factory=dict)
     """slot -> component that both sides must have"""
-    is_setting: bool = False
+
+    @property
+    def is_setting(self) -> bool:
+        return "." in self.slot
 
     def is_of(self, one: str | None, other: str | None) -> bool:
         """Whether these are its sides; of a setting: whether `one` is the value that it is about, and `other` not."""
@@ -95,21 +100,20 @@ def published(file: Path = FILE) -> tuple[PublishedEffect, ...]:
         for index, entry in enumerate(tree.get(kind) or []):
             try:
                 found += read(entry)
-            except (KeyError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(f"not a published effect: {error}", where=f"{file.name}: {kind}.{index}") from error
     return tuple(found)
 
 
 def _measured(entry: Mapping[str, Any]) -> Iterator[PublishedEffect]:
     """Every pair of the components that have a value."""
+    rest = {key: value for key, value in entry.items() if key != "values"}
     for (one, a), (other, b) in combinations(entry["values"].items(), 2):
         values = (float(a), float(b))
         difference = _in_nats(*values, entry["unit"])
         direction = 0 if abs(difference) < NEGLIGIBLE else int(math.copysign(1, difference))
-        yield PublishedEffect(
-            slot=entry["slot"], component=one, against=other, direction=direction, size=abs(difference), values=values,
-            unit=entry["unit"], **_shared(entry),
-        )  # fmt: skip
+        effect = {"component": one, "against": other, "direction": direction, "size": abs(difference), "values": values}
+        yield PublishedEffect(**_with_numbers(rest | effect))
 
 
 def _in_nats(one: float, other: float, unit: str) -> float:
@@ -122,27 +126,13 @@ def _in_nats(one: float, other: float, unit: str) -> float:
 
 
 def _stated(entry: Mapping[str, Any]) -> Iterator[PublishedEffect]:
-    changed = "changed" in entry
-    yield PublishedEffect(
-        slot=entry["changed"] if changed else entry["slot"],
-        component=entry["to"] if changed else entry["component"],
-        against="the scale's own" if changed else entry["against"],
-        direction=DIRECTIONS[entry["direction"]],
-        size=float(entry["size"]) if "size" in entry else None,
-        unit=entry["unit"] if "size" in entry else "",
-        given=entry.get("given", {}),
-        is_setting=changed,
-        **_shared(entry),
-    )
+    effect = {"against": SCALES_OWN, **entry, "direction": DIRECTIONS[entry["direction"]]}
+    yield PublishedEffect(**_with_numbers(effect))
 
 
-def _shared(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "setting": entry["setting"],
-        "source": entry["source"],
-        "address": entry.get("address", ""),
-        "parameters": float(entry["parameters"]) if "parameters" in entry else None,
-    }
+def _with_numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """YAML reads 124e6 as text."""
+    return {**entry, **{key: float(entry[key]) for key in ("size", "parameters") if key in entry}}
 
 
 @cache

@@ -6,11 +6,15 @@ import base64
 import hashlib
 import html
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+from gpt2lab.basics import text
+
 HARMFUL = {"script", "iframe", "object", "embed", "link", "img", "image", "form", "base"}
+HOSTILE = ["<script>alert(1)</script>", '"onload="alert(1)', "javascript:alert(1)", "$x^2$"]
 LOADS = {"href", "src", "srcset", "action", "formaction", "poster", "data", "xlink:href", "background", "ping"}
 
 
@@ -47,6 +51,22 @@ def assert_harmless(source: str, links: str = r"#|[\w.-]+$|figures/$") -> None:
     policies = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
     assert "@import" not in css and "url(" not in css
+
+
+def assert_shown_as_text(folder: Path, names: Iterable[str] = HOSTILE) -> None:
+    """A page and its twin show the names, and nothing of them is markup, a formula or a control character."""
+    source, twin = (folder / "index.html").read_text(), (folder / "report.md").read_text()
+    assert_harmless(source)
+    shown = Reader(source).text
+    for name in names:
+        assert name in shown
+        assert text.markdown(name) in twin
+    outside_code = re.sub(r"^```.*?^```", "", twin, flags=re.S | re.M)
+    assert "<" not in outside_code
+    assert "$" not in outside_code
+    assert "\x1b" not in source + twin
+    for figure in (folder / "figures").glob("*.svg"):
+        assert "<script" not in figure.read_text()
 
 
 def part_of(twin: str, title: str) -> str:
