@@ -224,10 +224,8 @@ def load_ablation(
     problems = [located(document, complaint) for complaint in complaints]
     if declared is None:
         raise error_of(problems)
-    if name is not None:
-        declared = declared.model_copy(update={"ablation": variant_name(name)})
-    if untuned:
-        declared = declared.model_copy(update={"tune": None})
+    replaced = {} if name is None else {"ablation": variant_name(name)}
+    declared = declared.model_copy(update=replaced | ({"tune": None} if untuned else {}))
     problems += [located(document, complaint) for complaint in file_problems(declared, document)]
     design = declared.design()
     try:

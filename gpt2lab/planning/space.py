@@ -200,15 +200,14 @@ class Tune(SearchSettings):
     def of(self, arm: str) -> SearchSettings:
         """The search of one arm: the space and the known points moved to its centre."""
         centre = {key: multiple for key, multiple in self.centre.get(arm, {}).items() if key in self.space}
-        search = SearchSettings.model_construct(**{name: getattr(self, name) for name in SearchSettings.model_fields})
         if not centre:
-            return search
+            return self
         space = {key: dimension.around(centre.get(key, 1.0)) for key, dimension in self.space.items()}
         enqueue = tuple(
             {**centre, **{key: _times(value, centre.get(key)) for key, value in point.items()}}
             for point in self.enqueue
         )
-        return search.model_copy(update={"space": space, "enqueue": enqueue})
+        return self.model_copy(update={"space": space, "enqueue": enqueue})
 
 
 def _times(value: Any, multiple: float | None) -> Any:
