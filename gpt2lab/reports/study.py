@@ -12,7 +12,8 @@ from rich.text import Text
 
 from gpt2lab.analysis import Contrast, in_words
 from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text
-from gpt2lab.basics.progress import LOG_WIDTH, WIDE
+from gpt2lab.basics.output import LOG_WIDTH
+from gpt2lab.basics.progress import WIDE
 from gpt2lab.basics.text import plural
 from gpt2lab.planning.prediction import changed_parts
 from gpt2lab.records import page_folder
