@@ -78,7 +78,7 @@ class Eligibility:
     where: str = ""
     """arms with failed runs: `arm and base`"""
     counted: str = ""
-    """the same with counts, but for the first one, which `unstable` has: `arm and (2 of 4 failed) in base`"""
+    """the same with counts: `(1 of 4 failed) in arm and (2 of 4 failed) in base`"""
     conditional: bool = False
     """whether few enough failed to judge the others"""
     exploratory: str = ""
@@ -96,7 +96,6 @@ def eligibility(contrast: Declared, sides: Sequence[ArmResult], terms: Terms) ->
     failed = [side for side in sides if side.failed]
     conditional = all(side.failed <= MOST_FAILED * (side.failed + side.n) for side in failed)
     counts = [f"({side.failed} of {side.failed + side.n} failed)" for side in failed]
-    counted = [f"{count} in {side.name}" for count, side in zip(counts[1:], failed[1:], strict=True)]
     fewest = min(side.n for side in sides)
     available = terms.noise is not None and terms.noise.sufficient and len(sides) == 2
     borrow = 0 < fewest < FEWEST and available
@@ -107,7 +106,7 @@ def eligibility(contrast: Declared, sides: Sequence[ArmResult], terms: Terms) ->
         not_comparable=barred,
         unstable=f"unstable {counts[0]}" if failed else "",
         where=wording.listed(side.name for side in failed) if failed else "",
-        counted=wording.listed([failed[0].name, *counted]) if failed else "",
+        counted=wording.listed(f"{n} in {side.name}" for n, side in zip(counts, failed, strict=True)) if failed else "",
         conditional=conditional,
         exploratory=exploratory or late_reason,
         remedy=remedy or ("confirm" if late_reason else None),

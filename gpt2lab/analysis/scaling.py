@@ -113,44 +113,31 @@ def possible(x: Array, logs: Array, losses: Sequence[ArrayLike], target: ArrayLi
     """
     goal = np.asarray(target, dtype=np.float64)
     sides = [*(np.asarray(values, dtype=np.float64) for values in losses), goal if goal.ndim else goal[None]]
-    means = _Means(
-        mean=np.stack(np.broadcast_arrays(*(v.mean(-1) for v in sides)), axis=-1),
-        variance=np.stack(np.broadcast_arrays(*(_variance(v) for v in sides)), axis=-1),
-        df=np.array([max(v.shape[-1] - 1, 1) for v in sides]),
-    )
+    mean = np.stack(np.broadcast_arrays(*(v.mean(-1) for v in sides)), axis=-1)  # (..., budget + 1), the target last
+    variance = np.stack(np.broadcast_arrays(*map(_variance, sides)), axis=-1)  # of each mean
+    df = np.array([max(v.shape[-1] - 1, 1) for v in sides])
+
+    def positive(weights: Array, target: float, level: Array | float) -> NDArray[np.bool_]:
+        """Whether weights x means + `target` x the target's mean is significantly above zero: one-sided t test at
+        `level`, degrees of freedom by Satterthwaite; never without any spread.  (point, budget) -> (..., point)"""
+        full = np.concatenate([weights, np.full((len(weights), 1), target)], axis=-1)
+        parts = full**2 * variance[..., None, :]
+        total = parts.sum(-1)
+        with np.errstate(invalid="ignore"):
+            bar = scipy.special.stdtrit(total**2 / (parts**2 / df).sum(-1), 1 - level) * np.sqrt(total)
+            return np.asarray(mean @ full.T > bar)
+
     unit, last = np.eye(len(logs)), len(logs) - 2
     at = np.clip(np.searchsorted(logs, x, side="right") - 1, 0, last)  # the budget next below each point
     right = np.where((at < last)[:, None], _line(x, logs, np.minimum(at + 1, last)), unit[-1])
     right = np.where((x <= logs[0])[:, None], unit[0], right)  # at a budget itself its loss is the bound
     left = np.where((at > 0)[:, None], _line(x, logs, np.maximum(at - 1, 0)), right)
     share = np.where(at > 0, ALPHA / 4, ALPHA / 2)  # below the second budget, both bounds are one
-    too_high = means.positive(-_line(x, logs, at), 1, ALPHA / 2)
-    convex = ~(too_high | means.positive(left, -1, share) | means.positive(right, -1, share))
-    bent = means.positive(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
-    ordered = ~(means.positive(-unit[at], 1, ALPHA / 2) | means.positive(unit[at + 1], -1, ALPHA / 2))
+    too_high = positive(-_line(x, logs, at), 1, ALPHA / 2)
+    convex = ~(too_high | positive(left, -1, share) | positive(right, -1, share))
+    bent = positive(_line(logs[2:], logs, np.arange(last)) - unit[2:], 0, CONCAVE / max(last, 1))
+    ordered = ~(positive(-unit[at], 1, ALPHA / 2) | positive(unit[at + 1], -1, ALPHA / 2))
     return np.where(bent.any(-1, keepdims=True), ordered, convex)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Means:
-    """Of the losses at every budget and, last, of the target."""
-
-    mean: Array
-    """(..., budget + 1)"""
-    variance: Array
-    """of each mean"""
-    df: Array
-    """(budget + 1,)"""
-
-    def positive(self, weights: Array, target: float, level: Array | float) -> NDArray[np.bool_]:
-        """Whether weights x means + `target` x the target's mean is significantly above zero: one-sided t test at level
-        `share`, degrees of freedom by Satterthwaite; never without any spread.  (point, budget) -> (..., point)"""
-        full = np.concatenate([weights, np.full((len(weights), 1), target)], axis=-1)
-        parts = full**2 * self.variance[..., None, :]
-        total = parts.sum(-1)
-        with np.errstate(invalid="ignore"):
-            df = total**2 / (parts**2 / self.df).sum(-1)
-            return np.asarray(self.mean @ full.T > scipy.special.stdtrit(df, 1 - level) * np.sqrt(total))
 
 
 def _variance(values: Array) -> Array:

@@ -192,7 +192,7 @@ def sentence(case: ContrastCase, word: str, claimed: str) -> str:
     judged = (f"{claimed} ({status.exploratory})" if status.exploratory else claimed) + _numbers(case, claimed)
     if not status.unstable:
         return judged
-    failed = f"{word} in {status.counted}"
+    failed = f"unstable {status.counted}"
     return f"{failed}; conditional on not failing: {judged}" if status.conditional else failed
 
 
