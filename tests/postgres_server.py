@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import free_ports
 
 PLACES = ["/usr/lib/postgresql/15/bin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
 PASSWORD = "s3cret"
@@ -28,9 +28,7 @@ class Postgres:
         password = self.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        [self.port] = free_ports(1)
         self.uri = f"postgresql://lab:{PASSWORD}@127.0.0.1:{self.port}"
         self.run(initdb, "-U", "lab", "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync")
 

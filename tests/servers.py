@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
 class Server:
     """`mlflow server` at one port, over a database that may change."""
 
     def __init__(self, artifacts: Path) -> None:
         self.artifacts = artifacts
         self.process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        [self.port] = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self, database: str) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import free_ports, until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIG = """
@@ -71,10 +72,10 @@ class Slurm:
         places = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
         options = [f"--{option}={self.folder}/munge.{name}" for option, name in places.items()]
         self._launch("munged", "--foreground", "--force", *options)
-        wait_for((self.folder / "munge.socket").exists)
+        until((self.folder / "munge.socket").exists)
         self._launch("slurmctld", "-D", "-i")
         self._launch("slurmd", "-D", "-N", host)
-        wait_for(lambda: "idle" in self.said("sinfo", "--noheader", "--format=%T"))
+        until(lambda: "idle" in self.said("sinfo", "--noheader", "--format=%T"))
 
     def stop(self) -> None:
         self.said("scancel", "--me")
@@ -110,21 +111,6 @@ def path_of(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def wait_for(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "the cluster did not come up in time"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[Slurm]:
     """A running cluster, for tests marked `service`."""
@@ -147,7 +133,7 @@ def cluster(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     monkeypatch.setattr("gpt2lab.executors.slurm.QUEUE_SECONDS", 0.5)
     yield slurm_cluster
     slurm_cluster.said("scancel", "--me")
-    wait_for(lambda: not slurm_cluster.states())
+    until(lambda: not slurm_cluster.states())
 
 
 if __name__ == "__main__":

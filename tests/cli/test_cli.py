@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from servers import free_ports
 
 from gpt2lab.cli import catalogue
 from gpt2lab.cli.kept import kept
@@ -772,9 +773,7 @@ def test_the_user_interface_listens_to_this_machine_alone(
         started.append((words, environment))
 
     monkeypatch.setattr(os, "execve", run)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(*free_ports(1))
     answer = gpt2lab("ui", "--port", port)
     assert answer.code == 0 and f"MLflow: http://127.0.0.1:{port}" in answer.out and "warning" not in answer.out
     [(words, environment)] = started

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import free_ports
+from servers import free_ports
 from workers import rows_of, wait_until
 
 from gpt2lab.errors import RankLost

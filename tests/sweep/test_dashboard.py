@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
+from servers import free_ports
 
 from gpt2lab.sweep.storage import open_storage
 from gpt2lab.tracking.addresses import dashboard_command
@@ -28,9 +28,7 @@ SECONDS = 60.0
 @contextmanager
 def opened(command: str) -> Iterator[str]:
     """The address of a dashboard started so; ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     program, *words = shlex.split(command)
     line = [str(Path(sys.executable).with_name(program)), *words, "--port", str(port), "--quiet"]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

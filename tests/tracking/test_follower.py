@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from servers import free_ports
 from small_study import Lab, Recorder, row
 
 from gpt2lab.errors import EnvironmentFault
@@ -194,9 +195,7 @@ def test_a_tracker_that_hangs_never_slows_polling(lab: Lab, tracker: Recorder, s
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import free_ports
 from small_study import Lab, sweep_record
 
 from gpt2lab.basics import redaction
@@ -109,7 +110,7 @@ def test_nothing_that_is_printed_logged_or_stored_holds_a_secret(
     monkeypatch.setattr(os, "execve", lambda program, words, environment: started.extend(words))
     lab.train_all()
     lab.store.write_sweep(sweep_record(storage=shown(uri)))
-    for words in (["sync"], ["ui", "--port", str(free_port())], ["runs"], ["show", lab.run().id]):
+    for words in (["sync"], ["ui", "--port", str(*free_ports(1))], ["runs"], ["show", lab.run().id]):
         for debug in (False, True):
             execute([*words, "--runs", str(lab.store.root)], debug)
     with contextlib.suppress(Gpt2labError):
@@ -141,9 +142,3 @@ def local_alone(host: str, *rest: Any, **options: Any) -> Any:
     if host == "127.0.0.1":
         return lookup(host, *rest, **options)
     raise socket.gaierror(f"no host {host!r}")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

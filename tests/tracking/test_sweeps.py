@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import free_ports
 from small_study import Lab, Look, Recorder, row, sweep_record, trial
 
 from gpt2lab.cli import manage, results
@@ -260,9 +260,7 @@ def test_the_user_interface_links_to_a_sweep_and_says_how_to_open_optunas(
     for name, storage in (("lr", None), ("wd", None), ("pg", "postgresql://me:***@host/db")):
         lab.store.write_sweep(sweep_record(one, name=f"{name}@nano", storage=storage))
     sync(lab.store, as_study(lab.store.sweep("lr")), sink_factory)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # whether it is installed here or not
     results.ui(port, runs=lab.store.root)
     lines = capsys.readouterr().out.splitlines()
