@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
+from operator import ge, gt, le, lt
 from typing import Any
 
 import yaml
@@ -221,12 +222,11 @@ def _holds(value: Any, operator: str, wanted: str) -> bool:
         text = str(value)
         same = wanted in (text, text.partition("@")[0]) or _number(text) == _number(wanted) is not None
         return same == (operator != "!=")
-    one, other = _number(str(value)), _number(wanted)
-    if one is None or other is None:
-        smaller, same = str(value) < wanted, str(value) == wanted
-    else:
-        smaller, same = one < other, one == other
-    return {"<": smaller, "<=": smaller or same, ">": not (smaller or same), ">=": not smaller}[operator]
+    compares: Callable[[Any, Any], bool] = {"<": lt, "<=": le, ">": gt, ">=": ge}[operator]
+    measured, limit = _number(str(value)), _number(wanted)
+    if measured is None or limit is None:
+        return compares(str(value), wanted)
+    return compares(measured, limit)  # a loss that is no number is neither above nor below
 
 
 def _number(text: str) -> float | None:

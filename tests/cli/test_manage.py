@@ -21,6 +21,7 @@ from gpt2lab.basics.progress import PlainLines, Progress, RunProgress, drawn
 from gpt2lab.config import load_config
 from gpt2lab.experiments.single import beside_presets
 from gpt2lab.store import Store
+from gpt2lab.store.listing import Row, selected
 
 Call = Callable[..., Any]
 
@@ -116,6 +117,12 @@ def test_a_training_of_weeks_stops_where_nobody_can_answer(gpt2lab: Call, ablati
 def ids(answer: Any) -> list[str]:
     assert answer.code == 0, answer.err
     return [row["id"] for row in json.loads(answer.out)["runs"]]
+
+
+def test_a_loss_that_is_no_number_is_on_neither_side(tmp_path: Path) -> None:
+    rows: list[Row] = [{"id": name, "val_loss": loss} for name, loss in (("a", 1.5), ("b", 2.5), ("c", math.nan))]
+    found = {sign: [row["id"] for row in selected(rows, f"val{sign}2", Store(tmp_path))] for sign in ("<", ">", ">=")}
+    assert found == {"<": ["a"], ">": ["b"], ">=": ["b"]}
 
 
 def test_runs_are_filtered_sorted_limited_and_printed_as_csv(gpt2lab: Call, store: Path) -> None:
