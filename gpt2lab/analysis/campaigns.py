@@ -159,8 +159,7 @@ def declare(record: StudyRecord, store: Store) -> tuple[StudyRecord, Sequence[st
 
     def make(ledger: Ledger) -> Line | None:
         found.append(ledger)
-        latest = next((line for line in reversed(ledger.lines) if line["kind"] == DECLARED and all(
-            line[key] == value for key, value in _named(record).items() if key != "declaration")), None)  # fmt: skip
+        latest = _latest(ledger, DECLARED, {"campaign": record.campaign, "study": _named(record)["study"]})
         return None if latest and latest["declaration"] == record.hash else _declaration(record, ledger)
 
     line = append(store.root, make) or _line_of(record, found[-1])
@@ -179,28 +178,28 @@ def conclude(record: StudyRecord, verdicts: Verdicts, store: Store) -> None:
         judged = {(contrast.arm, contrast.against): contrast for contrast in verdicts.contrasts}
         pairs = [(entry, judged.get((entry["arm"], entry["against"]))) for entry in declared["contrasts"]]
         contrasts = [_verdict(entry, contrast, verdicts.alpha) for entry, contrast in pairs if contrast]
-        named = {key: declared[key] for key in ("campaign", "study", "declaration")}
-        line = {"kind": VERDICT, **named, "contrasts": as_json(contrasts), "runs": seconds}
-        before = [line for line in ledger.lines if line["kind"] == VERDICT and _same(line, declared)]
-        return None if before and all(before[-1].get(key) == line[key] for key in line) else line
+        line = {"kind": VERDICT, **_named(record), "contrasts": as_json(contrasts), "runs": seconds}
+        before = _latest(ledger, VERDICT, _named(record))
+        return None if before and line.items() <= before.items() else line
 
     append(store.root, make)
 
 
 def _line_of(record: StudyRecord, ledger: Ledger) -> Line | None:
     """The line of a record's declaration, None where there is none."""
-    named = _named(record)
-    return next((line for line in reversed(ledger.lines) if line["kind"] == DECLARED and _same(line, named)), None)
+    return _latest(ledger, DECLARED, _named(record))
+
+
+def _latest(ledger: Ledger, kind: str, named: Mapping[str, str]) -> Line | None:
+    """The last line of a kind that has all of `named`."""
+    lines = (line for line in reversed(ledger.lines) if line["kind"] == kind and named.items() <= line.items())
+    return next(lines, None)
 
 
 def _named(record: StudyRecord) -> dict[str, str]:
     """What all lines of a declaration have in common."""
     study = f"{record.ablation}@{record.scale}"  # the name of an earlier declaration has a number
     return {"campaign": record.campaign, "study": study, "declaration": record.hash}
-
-
-def _same(line: Line, other: Mapping[str, Any]) -> bool:
-    return all(line.get(key) == other[key] for key in ("campaign", "study", "declaration"))
 
 
 def _declaration(record: StudyRecord, ledger: Ledger) -> Line:
@@ -317,10 +316,10 @@ def standing_of(record: StudyRecord, store: Store) -> Standing | None:
     if declared is None:
         lost = f"the line of {record.name}'s declaration is missing or was changed"
         return Standing(own=(), campaign=campaign_of(ledger, record.campaign), problems=[lost, *ledger.problems])
-    last = max(line["number"] for line in ledger.lines if _same(line, declared))
+    named = _named(record)
+    last = max(line["number"] for line in ledger.lines if named.items() <= line.items())
     campaign = campaign_of(ledger, record.campaign, last)
-    named = (declared["study"], declared["declaration"])
-    hypotheses = [h for h in campaign.hypotheses if (h.study, h.declaration) == named]
+    hypotheses = [h for h in campaign.hypotheses if (h.study, h.declaration) == (named["study"], record.hash)]
     return Standing(own=hypotheses, campaign=campaign, problems=ledger.problems)
 
 
