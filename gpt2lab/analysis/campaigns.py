@@ -17,7 +17,7 @@ from typing import Any
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.alternatives import claim
 from gpt2lab.analysis.online import levels
-from gpt2lab.analysis.verdicts import Contrast, as_json
+from gpt2lab.analysis.verdicts import Contrast, Declared, as_json
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import plural
 from gpt2lab.errors import ConfigError, DataFault
@@ -225,14 +225,12 @@ def _declaration(record: StudyRecord, ledger: Ledger) -> Line:
 
 def _entry(record: StudyRecord, contrast: list[str] | Effect) -> dict[str, Any]:
     """A contrast with a key that is the same wherever the same settings are compared by the same metric."""
-    if isinstance(contrast, Effect):
-        arm, against, weights = contrast.arm, contrast.against, contrast.weights
-    else:
-        (arm, against), weights = contrast, {contrast[0]: 1.0, contrast[1]: -1.0}
-    sides = sorted((record.arms[name].settings or f"{record.name} {name}", weight) for name, weight in weights.items())
+    declared = contrast if isinstance(contrast, Effect) else Declared.pair(*contrast)
+    weights = declared.weights.items()
+    sides = sorted((record.arms[name].settings or f"{record.name} {name}", weight) for name, weight in weights)
     alike = [(settings, weight / sides[0][1]) for settings, weight in sides]  # the same either way round
     key = sha256(to_json([record.metric, record.evaluation.key, record.scope.data, alike]).encode())[:16]
-    return {"arm": arm, "against": against, "key": key, "hypothesis": None, "level": None}
+    return {"arm": declared.arm, "against": declared.against, "key": key, "hypothesis": None, "level": None}
 
 
 def _discoveries(campaign: Iterable[Line]) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.table import PLAIN, MetricSpec, metric_spec
-from gpt2lab.analysis.verdicts import FEWEST, TextNoise
+from gpt2lab.analysis.verdicts import FEWEST, Declared, TextNoise
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import clean, damage_text, quantity
 from gpt2lab.errors import ConfigError, DataFault, Gpt2labError
@@ -252,14 +252,13 @@ def moving_rate(study: StudyRecord) -> dict[tuple[str, str], str]:
     exploratory."""
     reasons = {}
     for contrast in study.contrasts:
-        arm, against = (contrast.arm, contrast.against) if isinstance(contrast, Effect) else contrast
-        sides = contrast.weights if isinstance(contrast, Effect) else contrast
-        moved = [study.arms[side].moves_rate for side in sides]
+        declared = contrast if isinstance(contrast, Effect) else Declared.pair(*contrast)
+        moved = [study.arms[side].moves_rate for side in declared.weights]
         keys = dict.fromkeys(key for settings in moved for key in settings)
         differing = [key for key in keys if len({settings.get(key) for settings in moved}) > 1]
         if differing:
             what = f"it changes {', '.join(differing)}, which moves the best learning rate"
-            reasons[arm, against] = f"{what}, and rates were not bracketed"
+            reasons[declared.arm, declared.against] = f"{what}, and rates were not bracketed"
     return reasons
 
 
