@@ -8,7 +8,7 @@ its own lines only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.reports.page import Page, Remark, index_of, made_of, write_page
 from gpt2lab.reports.published import expectation, matching, with_published
-from gpt2lab.reports.read import Once, read_sweep
+from gpt2lab.reports.read import read_sweep
 from gpt2lab.reports.sweep import answer, counted
 from gpt2lab.store import Store
 
@@ -67,7 +67,7 @@ def _json(across: Overview, page: Page) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overview(Once):
+class Overview:
     """All studies and sweeps of a store, as in index.json, the newest first; total: of the runs of all studies."""
 
     studies: Sequence[Record]
@@ -75,7 +75,6 @@ class Overview(Once):
     sweeps: Sequence[Record] = ()
     damaged: Sequence[tuple[str, str]] = ()
     """names of records that cannot be read or judged, and why"""
-    cache: dict[Any, Any] = field(default_factory=dict)
 
 
 def gather(root: str | Path, out: str | Path) -> Overview:

@@ -6,8 +6,9 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -43,18 +44,6 @@ WAITING, RUNNING = "waiting", "running"
 OUTCOMES = (FINISHED, PRUNED, DIVERGED, FAILED, RUNNING, WAITING)
 
 
-class Once:
-    """A cache of what sections share, so that it is read or computed once for all of them."""
-
-    cache: dict[Any, Any]
-
-    def once(self, compute: Callable[[Any], Result]) -> Result:
-        """`compute(self)`, computed at the first call."""
-        if compute not in self.cache:
-            self.cache[compute] = compute(self)
-        return cast(Result, self.cache[compute])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """One arm in numbers; `n`, `mean` and `sd` are over the runs that did not fail. look: its colour, by number."""
@@ -78,7 +67,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRead(Once):
+class StudyRead:
     """A study, its runs and its verdicts. forced: refusals were turned into numbers."""
 
     study: Study
@@ -92,7 +81,6 @@ class StudyRead(Once):
     forced: bool = False
     made_from: str = ""
     """the sum of the store's files before they were read; "" where that is not known"""
-    cache: dict[Any, Any] = field(default_factory=dict)
     conclusion: str = ""
     """of its author"""
     standing: Standing | None = None
@@ -124,10 +112,20 @@ class StudyRead(Once):
         """How every arm is drawn."""
         return styles_of(list(self.study.arms), self.baseline)
 
-    @property
+    @cached_property
     def usable(self) -> list[StudyRun]:
         """The runs that have a final value and did not fail."""
-        return self.once(_usable)
+        return usable_runs(self.study, self.runs)
+
+    @cached_property
+    def _shared(self) -> dict[Callable[[StudyRead], Any], Any]:
+        return {}
+
+    def once(self, compute: Callable[[StudyRead], Result]) -> Result:
+        """`compute(self)`, computed at the first call for all sections that need it."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return cast(Result, self._shared[compute])
 
     def arm_table(
         self, cells: Callable[[Summary], Mapping[str, Cell | str | None]], arms: Collection[str] | None = None
@@ -140,10 +138,6 @@ class StudyRead(Once):
             lambda arm: arm.look,
             lambda arm: arm.arm == self.baseline,
         )
-
-
-def _usable(read: StudyRead) -> list[StudyRun]:
-    return usable_runs(read.study, read.runs)
 
 
 def read_study(name: str, root: str | Path, *, force_exploratory: bool = False) -> StudyRead:
@@ -314,7 +308,7 @@ class SearchRead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRead(Once):
+class SweepRead:
     """A sweep at one scale."""
 
     record: SweepRecord
@@ -322,7 +316,6 @@ class SweepRead(Once):
     store: Store
     made_from: str = ""
     """as of a study"""
-    cache: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

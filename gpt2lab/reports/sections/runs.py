@@ -35,13 +35,10 @@ def elsewhere(read: StudyRead) -> dict[str, list[str]]:
     for name in read.store.studies():
         if name == read.name:
             continue
-        try:
+        with contextlib.suppress(DataFault):
             other = read.store.study(name)
-            theirs = {run for entry in other.arms.values() for run in entry.runs.values()}
-        except (DataFault, KeyError, TypeError, AttributeError):
-            continue
-        for run in runs & theirs:
-            others.setdefault(run, []).append(name)
+            for run in runs & {run for entry in other.arms.values() for run in entry.runs.values()}:
+                others.setdefault(run, []).append(name)
     return others
 
 

@@ -53,11 +53,6 @@ class Tunings:
     runs: tuple[StudyRun, ...] = ()
     """those runs, without those that are the study's own"""
 
-    def tokens(self, arm: str) -> int | None:
-        """Tokens that the trials of an arm were trained on, all together; None where that is not known."""
-        search = self.searches.get(arm)
-        return sum(trial.tokens for trial in search.trials) if search else None
-
 
 def tunings(read: StudyRead) -> Tunings:
     """From the study's record, the runs and the record of the searches."""
@@ -71,7 +66,7 @@ def tunings(read: StudyRead) -> Tunings:
     others = tuple(run for run in runs if run.id not in counted)
     try:
         searches = read_record(_of_this_study(read), store).searches
-    except (Gpt2labError, KeyError) as error:
+    except Gpt2labError as error:
         return Tunings(problem=f"the record of its searches cannot be read: {error}", written=written, runs=others)
     return Tunings(searches=searches, written=written, runs=others)
 
@@ -147,7 +142,7 @@ def _search_table(read: StudyRead) -> Table | None:
 
     def cells(arm: Summary) -> dict[str, Cell | str]:
         search, entry = searches[arm.arm], read.study.arms[arm.arm]
-        best, spent = search.best, read.once(tunings).tokens(arm.arm)
+        best, spent = search.best, sum(trial.tokens for trial in search.trials)
         optimum = search.optima.get(RATE) or next(iter(search.optima.values()), None)
         ended = {outcome: count for outcome, count in search.counts.items() if outcome not in OPEN}
         reached = f"{read.metric} {number(best.value)}" if best else ""
