@@ -194,11 +194,10 @@ class Desk:
         written = self.out / result.name / "verdicts.json"
         whole = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
         record = whole if whole.get("hash") == result.record.hash else result.verdicts.to_json()
+        campaign = api.campaigns(self.runs).get(self.campaign)
         supported = {
             (hypothesis.arm, hypothesis.against): hypothesis.supported
-            for hypothesis in (
-                api.campaigns(self.runs)[self.campaign].hypotheses if self.campaign in api.campaigns(self.runs) else ()
-            )
+            for hypothesis in (campaign.hypotheses if campaign else ())
             if hypothesis.study == result.name
         }
         contrasts = [

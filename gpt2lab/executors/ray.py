@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ class RayExecutor:
     _mail: Any = field(default=None, init=False)
     _train: Any = field(default=None, init=False)
     _sent: dict[str, Any] = field(default_factory=dict, init=False)
-    _said: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self._say_once = cache(self.say)
 
     @property
     def label(self) -> str:
@@ -163,10 +166,7 @@ class RayExecutor:
         """Say once that no node of the present cluster could take such a run: it waits for one that can."""
         nodes = [node["Resources"] for node in ray_of().nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            text = f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs; runs wait for one"
-            if text not in self._said:
-                self.say(text)
-            self._said.add(text)
+            self._say_once(f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs; runs wait for one")
 
     def _look(self, seconds: float) -> None:
         """Take what has arrived; wait at most so long for the first task that ends."""

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,8 +78,10 @@ class SlurmExecutor:
     _reasons: dict[str, float] = field(default_factory=dict, init=False)
     """why workers wait -> since when"""
     _looked: float = field(default=float("-inf"), init=False)
-    _said: set[str] = field(default_factory=set, init=False)
     _root: Path = field(default=Path(), init=False)
+
+    def __post_init__(self) -> None:
+        self._say_once = cache(self.say)
 
     @property
     def label(self) -> str:
@@ -190,7 +193,7 @@ class SlurmExecutor:
         except EnvironmentFault as error:
             if not alive:
                 raise
-            self._say(f"{error.problems[0].what}; {len(alive)} workers go on without more")
+            self._say_once(f"{error.problems[0].what}; {len(alive)} workers go on without more")
         self._given |= set(run_ids)
 
     def _refuse_ended(self) -> None:
@@ -215,7 +218,7 @@ class SlurmExecutor:
         try:
             lines = called(words).splitlines()
         except EnvironmentFault as error:
-            self._say(error.problems[0].what)
+            self._say_once(error.problems[0].what)
             return self._queue
         self._queue = [Worker(*fields) for line in lines if len(fields := line.strip().split("|")) == 3]
         seen = self._reasons
@@ -223,17 +226,12 @@ class SlurmExecutor:
         self._reasons = {reason: seen.get(reason, time.monotonic()) for reason in sorted(reasons)}
         for reason, since in self._reasons.items():
             if time.monotonic() >= since + SETTLED_SECONDS:
-                self._say(f"Slurm keeps workers of {self.name} waiting: {reason}")
+                self._say_once(f"Slurm keeps workers of {self.name} waiting: {reason}")
         return self._queue
 
     def _scancel(self, *options: str) -> None:
         with contextlib.suppress(EnvironmentFault):  # none is left
             called(["scancel", "--me", f"--name={self.job_name}", *options])
-
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self.say(text)
-        self._said.add(text)
 
 
 def called(words: Sequence[str], text: str = "") -> str:

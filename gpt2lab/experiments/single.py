@@ -332,11 +332,8 @@ def check_ranks(config: Config, ranks: int, local: int) -> None:
     problems = config.training.problems(config.model.block_size, ranks)
     hint = f"--set training.batch_tokens={problems[0].what.rpartition(' ')[2]}" if problems else None
     if local > 1:
-        device, threads, cores = (
-            choose_device(config.training.device).type,
-            config.training.threads or 1,
-            usable_cores(),
-        )
+        device, threads = choose_device(config.training.device).type, config.training.threads or 1
+        cores = usable_cores()
         largest = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[device]
         if local > largest:
             available = (
