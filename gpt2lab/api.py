@@ -13,8 +13,7 @@ Progress is a stream of events (basics/progress.py): pass `on_event=` a function
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -24,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from gpt2lab.analysis.campaigns import Campaign, campaigns_of, registration
 from gpt2lab.analysis.results import collect, final_values, first_runs, judge, load_results, missing_runs
 from gpt2lab.basics.progress import Listener, ignore
-from gpt2lab.basics.text import clean, damage_text, html_table, plural, seconds_of
+from gpt2lab.basics.text import clean, damage_text, html_table, plural
 from gpt2lab.config import Config, load_config
-from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.errors import DataFault
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
+from gpt2lab.experiments import budget_seconds, call, command, only_scale
 from gpt2lab.experiments.ablation import Study, TrainedStudy
 from gpt2lab.experiments.single import STUDY, Single, error_of
 from gpt2lab.planning.ablation import load_ablation, scales_of
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from gpt2lab.analysis import Verdicts
     from gpt2lab.analysis.results import StudyRun
     from gpt2lab.data.files import Progress as DataProgress
-    from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.model import GPT
     from gpt2lab.reports.style import Picture
     from gpt2lab.reuse.load import Trained
@@ -237,12 +236,12 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     seeds, arms, budget, name = options.get("seeds"), options.get("arms"), options.get("budget"), options.get("name")
     campaign, until, untuned = options.get("campaign"), options.get("until"), options.get("untuned", False)
     ablation = load_ablation(
-        source, name=name, scale=scale or _only(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
+        source, name=name, scale=scale or only_scale(scales_of(source)), overrides=overrides, arms=arms, seeds=seeds,
         until_decided=until == "decided", plugins=plugins, campaign=campaign,
         untuned=untuned,
     )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
-        reproduce = _call(
+        reproduce = call(
             "run_ablation", source, name=name, scale=scale, seeds=seeds, until=until, arms=arms, overrides=overrides,
             plugins=plugins, untuned=untuned, campaign=campaign,
         )  # fmt: skip
@@ -253,7 +252,7 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
         )  # fmt: skip
     return Study.prepare(
         ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),
-        seconds=_seconds(budget), progress=progress, reproduce=reproduce,
+        seconds=budget_seconds(budget), progress=progress, reproduce=reproduce,
     )  # fmt: skip
 
 
@@ -355,32 +354,6 @@ def difference(one: Config, other: Config) -> Difference:
     return Difference({k: (first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)})
 
 
-def open_run(
-    config: str | Path | Config,
-    *,
-    seed: int | None = None,
-    overrides: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-    ranks: int = 1,
-    runs: str | Path = "runs",
-    **options: Any,
-) -> Single:
-    """Load a run's config and prepare its data. Arguments as for `train`; options as for `Single.prepare`."""
-    reproduce = "gpt2lab.train(config)"
-    if not isinstance(config, Config):
-        reproduce = command("train", config, set=overrides, seed=seed, plugin=plugins)
-    return Single.prepare(
-        config,
-        Store(runs),
-        seed=seed,
-        overrides=overrides,
-        plugins=plugins,
-        ranks=ranks,
-        reproduce=reproduce,
-        **options,
-    )
-
-
 def train(
     config: str | Path | Config,
     *,
@@ -400,7 +373,7 @@ def train(
     Raises ConfigError; LockHeld; NumericsFault when it diverged; RankLost; Preempted when stopped, with everything
     saved.
     """
-    single = open_run(config, seed=seed, overrides=overrides, plugins=plugins, ranks=ranks, runs=runs)
+    single = Single.prepare(config, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=ranks)
     was_finished = single.is_finished
     if was_finished:
         single.refuse_divergence()
@@ -416,46 +389,6 @@ def train(
         metrics=single.metrics,
         found=was_finished,
     )
-
-
-def open_sweep(
-    source: Source,
-    *,
-    name: str | None = None,
-    scale: str | None = None,
-    trials: int | None = None,
-    overrides: Sequence[str] = (),
-    plugins: Sequence[str | Path] = (),
-    budget: str | None = None,
-    jobs: int | None = None,
-    runs: str | Path = "runs",
-    progress: DataProgress | None = None,
-    machine: Machine | None = None,
-    machine_like: Callable[[Machine], Machine] = lambda machine: machine,
-) -> SweepPlan:
-    """Load a sweep, prepare its data and describe the machine. machine: where runs will execute, if not here;
-    machine_like: changes to it or to this one, as in the number of runs at a time. The others as for `run_sweep`."""
-    from gpt2lab.experiments.sweep import SweepPlan
-    from gpt2lab.sweep.declaration import load_sweep
-
-    loaded = load_sweep(
-        source,
-        name=name,
-        scale=scale or _only(scales_of(source)),
-        overrides=overrides,
-        replaced={"trials": trials} if trials else {},
-        plugins=plugins,
-    )
-    arguments: dict[str, Any] = {"name": name, "scale": scale, "trials": trials}
-    if isinstance(source, Mapping):
-        reproduce = _call("run_sweep", source, **arguments, overrides=overrides, plugins=plugins)
-    else:
-        reproduce = command("sweep", source, **arguments, set=overrides, plugin=plugins)
-    limit = _seconds(budget or loaded.declared.time_budget)
-    return SweepPlan.prepare(
-        loaded, Store(runs), reproduce=reproduce, jobs=jobs, seconds=limit, progress=progress, machine=machine,
-        machine_like=machine_like,
-    )  # fmt: skip
 
 
 def run_sweep(
@@ -482,9 +415,11 @@ def run_sweep(
     journal:/shared/optuna.log or postgresql://user@host/db; by default in the folder of the runs. With an `executor`,
     `jobs` trials are at work at a time. Other arguments and errors as for `run_ablation`.
     """
-    sweep = open_sweep(
-        source, name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins, budget=budget,
-        jobs=None if executor else jobs, runs=runs,
+    from gpt2lab.experiments.sweep import SweepPlan
+
+    sweep = SweepPlan.prepare(
+        source, Store(runs), name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins,
+        budget=budget, jobs=None if executor else jobs,
         machine_like=lambda machine: replace(machine, jobs=jobs or machine.jobs) if executor else machine,
     )  # fmt: skip
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
@@ -525,36 +460,3 @@ def tracker_of(store: Store, experiment: str) -> TrackerFactory:
     """A factory of the tracker of a study or sweep: the one that GPT2LAB_TRACKER names, else MLflow at
     MLFLOW_TRACKING_URI or in the store's folder."""
     return lambda: open_tracker(store.root, experiment)
-
-
-def command(verb: str, source: str | Path | None = None, **options: Any) -> str:
-    """A command line with its options: None, False and empty values are left out, several values repeat the option."""
-    words = ["gpt2lab", verb, *([] if source is None else [str(source)])]
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, (list, tuple)):
-            words += [word for item in value for word in (option, str(item))]
-        elif value is not None and value is not False:
-            words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
-
-
-def _call(function: str, source: Source, **options: Any) -> str:
-    """A Python call, where no command can express the source."""
-    arguments = "".join(f", {key}={value!r}" for key, value in options.items() if value)
-    return f"gpt2lab.{function}({'{...}' if isinstance(source, Mapping) else repr(str(source))}{arguments})"
-
-
-def _only(scales: Sequence[str]) -> str | None:
-    """The scale that a file declares, None where it declares none. Raises ConfigError for several."""
-    if len(scales) > 1:
-        raise ConfigError(f"several scales are declared: {', '.join(scales)}", where="scales", hint="name one: scale=")
-    return next(iter(scales), None)
-
-
-def _seconds(budget: str | None) -> float | None:
-    """Seconds of a time such as 6h or 45m. Raises ConfigError."""
-    try:
-        return seconds_of(budget) if budget else None
-    except ValueError as error:
-        raise ConfigError(str(error), where="budget") from None

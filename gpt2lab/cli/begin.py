@@ -18,6 +18,7 @@ from gpt2lab.cli.catalogue import FLAGSHIP, all_slots, chosen, defaults, option_
 from gpt2lab.cli.options import given, print_json, say
 from gpt2lab.cli.project import FILE
 from gpt2lab.errors import ConfigError, synonym, unknown
+from gpt2lab.experiments import command
 
 if TYPE_CHECKING:
     from gpt2lab.basics.progress import Event, Listener
@@ -176,7 +177,6 @@ def try_(
     json_: options.Json = False,
 ) -> None:  # fmt: skip
     """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
-    from gpt2lab import api
     from gpt2lab.cli.manage import side_by_side
     from gpt2lab.cli.run import refuse_failures, studies, train
     from gpt2lab.store.listing import curve_of
@@ -198,8 +198,8 @@ def try_(
     [study] = studies(
         source, scale=scale, seeds=[seed], overrides=set_ or (), plugins=plugin or (), runs=runs, campaign=campaign
     )
-    command = api.command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
-    study.reproduce = f"{command} {shlex.join(changes)}"
+    repeated = command("try", scale=scale, seed=seed or None, set=set_, plugin=plugin, campaign=campaign)
+    study.reproduce = f"{repeated} {shlex.join(changes)}"
     arm, baseline = (study.store.run(study.plan().arms[name].runs[0].id) for name in (label, ALONE))
     result = train(
         study, console, tracking=not no_tracking, max_days=max_days,
@@ -220,7 +220,7 @@ def try_(
     console.print(table) if table else None
     say(console, f"{label}: {contrast.verdict}")
     if file:
-        say(console, f"{file}: {api.command('run', file, scale=scale, set=set_, plugin=plugin, runs=given(runs))}")
+        say(console, f"{file}: {command('run', file, scale=scale, set=set_, plugin=plugin, runs=given(runs))}")
     else:
         say(console, "with --promote NAME the same command writes an ablation file, for more seeds and a verdict")
 

@@ -12,6 +12,7 @@ from gpt2lab.basics.text import apart, duration, memory, plural
 from gpt2lab.cli import options
 from gpt2lab.cli.options import given, names_in, print_json, say, scales, table_of
 from gpt2lab.errors import ConfigError, Problem
+from gpt2lab.experiments import command
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.ablation import Study
@@ -187,7 +188,6 @@ def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str
 
 def next_steps(name: str, store: Store) -> list[str]:
     """What to do about each contrast that the runs of a recorded study left open."""
-    from gpt2lab import api
     from gpt2lab.analysis.results import cleaned, collect, judge_runs
     from gpt2lab.records import run_ids
 
@@ -195,7 +195,7 @@ def next_steps(name: str, store: Store) -> list[str]:
         return []
     study = cleaned(store.study(name))
     if (count := len(run_ids(study))) > MOST_JUDGED:
-        page = api.command("report", name, runs=given(store.root))
+        page = command("report", name, runs=given(store.root))
         return [f"{count:,} runs of this study so far; what they leave open: {page}"]
     contrasts = judge_runs(study, collect(study, store), store, sensitivity=False, text={}).contrasts
     still_open = [contrast for contrast in contrasts if contrast.word.startswith("inconclusive")]

@@ -27,6 +27,7 @@ from gpt2lab.cli.options import (
 from gpt2lab.cli.plan import finished_runs, print_plan, total_line, unmeasured_lines
 from gpt2lab.cli.where import LOCAL, PRINT, Place, is_typed, place_of
 from gpt2lab.errors import DataFault, Problem
+from gpt2lab.experiments import command
 
 if TYPE_CHECKING:
     from gpt2lab.api import Source, StudyOptions, StudyResult
@@ -110,11 +111,10 @@ def run(
 
 def declare(study: Study, console: Any, as_json: bool) -> None:
     """Write what workers need, and print how to start one."""
-    from gpt2lab import api
     from gpt2lab.basics.progress import Message
 
     jobs = study.declare(lambda event: say(console, event.text) if isinstance(event, Message) else None)
-    worker = api.command("work", study.name, runs=study.store.root.resolve())
+    worker = command("work", study.name, runs=study.store.root.resolve())
     if as_json:
         print_json({"study": study.name, "runs": [job.run_id for job in jobs], "worker": worker if jobs else None})
     elif jobs:
@@ -227,7 +227,7 @@ def finish(
         print_json(json.loads((out / result.name / "verdicts.json").read_text(encoding="utf-8")), indent=1)
     else:
         console.print(terminal_summary(study, out, kept=kept, width=console.width))
-        say(console, *([f"MLflow: {api.command('ui', runs=given(result.store.root))}"] if tracking else []))
+        say(console, *([f"MLflow: {command('ui', runs=given(result.store.root))}"] if tracking else []))
 
 
 def noise(
@@ -259,7 +259,6 @@ def noise(
     if preset is None:
         show_floors(list(floors(store)), console, as_json=json_)
         return
-    from gpt2lab import api
     from gpt2lab.data.progress import rich_progress
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.noise import aa_study, keep_floor
@@ -269,7 +268,7 @@ def noise(
         preset, seeds=seeds, same_seed=same_seed, overrides=overrides, tokens_per_parameter=tokens_per_parameter,
         plugins=plugins,
     )  # fmt: skip
-    again = api.command(
+    again = command(
         "noise", preset, seeds=seeds, set=overrides, tokens_per_parameter=tokens_per_parameter, plugin=plugins
     )  # fmt: skip
     with rich_progress() as progress:

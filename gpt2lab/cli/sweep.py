@@ -13,6 +13,7 @@ from gpt2lab.cli import options, where
 from gpt2lab.cli.options import checked_time, confirm_time, print_json, say, scales
 from gpt2lab.cli.where import LOCAL, PRINT, place_of
 from gpt2lab.errors import NumericsFault
+from gpt2lab.experiments import command
 
 if TYPE_CHECKING:
     from gpt2lab.basics.progress import Listener
@@ -68,7 +69,9 @@ def sweep(
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.data.progress import rich_progress
+    from gpt2lab.experiments.sweep import SweepPlan
     from gpt2lab.planning.ablation import scales_of
+    from gpt2lab.store import Store
 
     place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
     if executor == PRINT or (executor != LOCAL and nproc):
@@ -78,10 +81,10 @@ def sweep(
     console, code = console_for(to_stderr=json_), 0
     for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
-            plan = api.open_sweep(
-                file, name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
+            plan = SweepPlan.prepare(
+                file, Store(runs), name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
                 plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs,
-                runs=runs, progress=progress, machine=place.machine, machine_like=place.machine_like,
+                progress=progress, machine=place.machine, machine_like=place.machine_like,
             )  # fmt: skip
         if dry_run and json_:
             print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
@@ -101,7 +104,7 @@ def sweep(
                 executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if worker:
-            page = api.command("report", record.name, runs=runs)
+            page = command("report", record.name, runs=runs)
             say(console, f"{record.name}: nothing is left to start here; {page} writes the page")
         else:
             code = max(code, show_sweep(record, plan, out, console, apply=apply, as_json=json_))
@@ -111,7 +114,6 @@ def sweep(
 
 def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *, apply: bool, as_json: bool) -> int:
     """Write the page and print the result; -> the exit code. Raises NumericsFault when everything diverged."""
-    from gpt2lab import api
     from gpt2lab.records import page_folder
     from gpt2lab.reports.page import is_current
     from gpt2lab.reports.read import read_sweep
@@ -127,7 +129,7 @@ def show_sweep(record: SweepRecord, plan: SweepPlan, out: Path, console: Any, *,
     for best in sorted(page.parent.glob("best*.yaml")) if apply else ():
         path = Path(f"{loaded.scale}-{loaded.declared.sweep}{best.stem.removeprefix('best')}.yaml")
         path.write_text(best.read_text(encoding="utf-8"), encoding="utf-8")
-        say(console, f"written: {path}; try: {api.command('train', path)}")
+        say(console, f"written: {path}; try: {command('train', path)}")
     outcomes = {trial.outcome for search in record.searches.values() for trial in search.trials}
     if outcomes <= {"diverged", "pruned"} and "diverged" in outcomes:
         problem = "no trial was finished: all of them diverged"

@@ -15,6 +15,7 @@ from gpt2lab.basics.output import console_for
 from gpt2lab.cli import options
 from gpt2lab.cli.options import confirm_time, given, print_json, say
 from gpt2lab.errors import ConfigError, Gpt2labError
+from gpt2lab.experiments import command
 
 if TYPE_CHECKING:
     from gpt2lab.experiments.single import Watch
@@ -69,7 +70,8 @@ def train_run(
     from gpt2lab import api
     from gpt2lab.basics.progress import PlainLines, display
     from gpt2lab.data.progress import rich_progress
-    from gpt2lab.experiments.single import STUDY
+    from gpt2lab.experiments.single import STUDY, Single
+    from gpt2lab.store import Store
 
     many, leads = world.size > 1, world.rank == 0
     console = console_for(to_stderr=as_json)
@@ -78,8 +80,8 @@ def train_run(
         say(console, *(lines if leads else ()), wrap=False)
 
     with rich_progress() if world.local_rank == 0 else contextlib.nullcontext() as progress:
-        single = api.open_run(
-            preset, seed=seed, overrides=overrides, plugins=plugins, runs=runs, ranks=world.size if many else nproc,
+        single = Single.prepare(
+            preset, Store(runs), seed=seed, overrides=overrides, plugins=plugins, ranks=world.size if many else nproc,
             local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if many else None, progress=progress,
             profile=profile,
         )  # fmt: skip
@@ -100,7 +102,7 @@ def train_run(
         else:
             with display(console) as listener:
                 single.train(on_event=listener, tracker=tracker, watch=watch)
-        report(*single.result_lines(), *([f"MLflow: {api.command('ui', runs=given(runs))}"] if tracking else []))
+        report(*single.result_lines(), *([f"MLflow: {command('ui', runs=given(runs))}"] if tracking else []))
     if as_json and leads:
         print_json(single.as_record())
     return 0

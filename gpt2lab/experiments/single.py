@@ -29,6 +29,7 @@ from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import Driver, TrackerFactory, executor_for
 from gpt2lab.executors.scheduler import Scheduler
+from gpt2lab.experiments import command
 from gpt2lab.identity import digest, settings
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm
@@ -110,17 +111,17 @@ class Single:
         local_ranks: int | None = None,
         progress: DataProgress | None = None,
         profile: bool = False,
-        reproduce: str = "",
     ) -> Single:
         """The run of a preset, file or config with `overrides`; its data is prepared. local_ranks: those on this
         machine, if not all are. Raises ConfigError."""
         if isinstance(source, Config):
             config, scale = resolve(overlay(ConfigSource(source.tree(), {}), read_overrides(overrides))), CUSTOM
-            label, changes = digest(settings(config))[:8], beside_presets(config)
+            label, changes, reproduce = digest(settings(config))[:8], beside_presets(config), "gpt2lab.train(config)"
         else:
             config, scale = load_config(source, overrides, plugins=plugins), preset_name(source)
             set_here = [item for item in overrides if not item.startswith(NOT_IN_LABEL)]
             label, changes = " ".join(set_here) or scale, dict(item.partition("=")[::2] for item in set_here)
+            reproduce = command("train", source, set=overrides, seed=seed, plugin=plugins)
         try:
             seed = config.seed if seed is None else convert(seed, Annotated[int, Field(ge=0)])
         except ValueError as error:

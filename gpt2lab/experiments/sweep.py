@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt2lab.basics.progress import Listener, ignore
@@ -14,13 +15,15 @@ from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.executors import Executor
 from gpt2lab.executors.driver import TrackerFactory
+from gpt2lab.experiments import budget_seconds, call, command, only_scale
+from gpt2lab.planning.ablation import scales_of
 from gpt2lab.planning.machine import Machine, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs, repetition
 from gpt2lab.planning.tuning import Search
 from gpt2lab.records import SearchRecord, SweepRecord, replacing
 from gpt2lab.store import Store
-from gpt2lab.sweep.declaration import LoadedSweep, sweep_record
+from gpt2lab.sweep.declaration import LoadedSweep, load_sweep, sweep_record
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,33 @@ class SweepPlan:
     @classmethod
     def prepare(
         cls,
-        loaded: LoadedSweep,
+        source: str | Path | Mapping[str, Any],
         store: Store,
         *,
-        reproduce: str,
+        name: str | None = None,
+        scale: str | None = None,
+        trials: int | None = None,
+        overrides: Sequence[str] = (),
+        plugins: Sequence[str | Path] = (),
+        budget: str | None = None,
         jobs: int | None = None,
-        seconds: float | None = None,
         progress: DataProgress | None = None,
         machine: Machine | None = None,
         machine_like: Callable[[Machine], Machine] = lambda machine: machine,
     ) -> SweepPlan:
-        """Prepare the data, and describe this machine unless another one is given. reproduce: the command or call that
-        repeats the sweep. seconds: no trial is begun after that time. machine_like: changes to the machine. Raises
-        ConfigError, DataFault, EnvironmentFault."""
+        """Load a sweep, prepare its data, and describe this machine unless another one is given, where runs will
+        execute. machine_like: changes to the machine, as in the number of runs at a time. The others as for
+        `run_sweep`. Raises ConfigError, DataFault, EnvironmentFault."""
+        loaded = load_sweep(
+            source, name=name, scale=scale or only_scale(scales_of(source)), overrides=overrides,
+            replaced={"trials": trials} if trials else {}, plugins=plugins,
+        )  # fmt: skip
+        arguments: dict[str, Any] = {"name": name, "scale": scale, "trials": trials}
+        if isinstance(source, Mapping):
+            reproduce = call("run_sweep", source, **arguments, overrides=overrides, plugins=plugins)
+        else:
+            reproduce = command("sweep", source, **arguments, set=overrides, plugin=plugins)
+        seconds = budget_seconds(budget or loaded.declared.time_budget)
         config, declared = next(iter(loaded.arms.values())).config, loaded.declared
         data = prepare(config.data, progress=progress)
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
