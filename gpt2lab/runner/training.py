@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from gpt2lab.basics.faults import point
 from gpt2lab.basics.signals import StopRequest
-from gpt2lab.config import Config, config_from_text
+from gpt2lab.config import Config
 from gpt2lab.data.curricula import batches_of, optim_of
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared, open_verified
@@ -29,7 +29,7 @@ from gpt2lab.evaluation.windows import Parts, WindowLosses, divisions, validatio
 from gpt2lab.model import GPT, build_model
 from gpt2lab.optim.groups import build_averaging, build_optimizers
 from gpt2lab.pretrained.origin import start_from_weights
-from gpt2lab.registry import load_plugin
+from gpt2lab.runner.arrival import config_of
 from gpt2lab.runner.job import REPLAYED, Job
 from gpt2lab.runner.measured import (
     account,
@@ -78,9 +78,7 @@ def execute(job: Job, stop: StopRequest, world: World = ALONE) -> bool:
     stopped, and what training raises; except for a divergence, which is a result.
     """
     set_threads(job.threads)
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    config = config_from_text(job.config)
+    config = config_of(job)
     require_equal(world, plan_of(job, config))
     run = Store(job.root).run(job.run_id)
     with held(run, world):

@@ -12,9 +12,7 @@ from pathlib import Path
 from gpt2lab.basics.output import make_output_lossy
 from gpt2lab.basics.redaction import masked
 from gpt2lab.basics.signals import StopRequest, parent_of
-from gpt2lab.config import config_from_text
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Preempted, RankLost
-from gpt2lab.registry import load_plugin
 from gpt2lab.runner.arrival import config_of, refuse_another_run
 from gpt2lab.runner.job import NOTHING_LEFT, WHERE, Job
 from gpt2lab.runner.training import execute
@@ -79,9 +77,7 @@ def world_of(job: Job, stop: StopRequest) -> AbstractContextManager[World]:
     """The ranks that this process trains with, as the environment names them; or this process alone."""
     if RankEnvironment.read().size == 1:
         return contextlib.nullcontext(ALONE)
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    training = config_from_text(job.config).training
+    training = config_of(job).training
 
     def on_lost(error: RankLost) -> None:
         record_failure(job, error)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_slurm import FakeSlurm
 from ray_cluster import joined
 from slurm_cluster import Slurm
 from workers import SWEEP, folder_of, replace_in, rows_of, wait_until
 
 from gpt2lab import api
 from gpt2lab.basics.progress import Event
-from gpt2lab.executors import slurm
 from gpt2lab.executors.inline import InlineExecutor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ray import RayExecutor
@@ -29,16 +27,11 @@ TRIALS = "trials: 3\nsampler: {name: tpe, startup: 2}\nenqueue: [{}]\n"
 TUNE = "tune: {space: {optim.lr: {low: 0.25, high: 32, log: true, relative: true}}, trials: 2, sampler: qmc}\n"
 
 
-@pytest.fixture(params=["ray", "fake slurm"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+@pytest.fixture(params=["ray_cluster", "fake_slurm"])
+def place(request: pytest.FixtureRequest) -> str:
     """The name of an executor that can be used."""
-    if request.param == "ray":
-        request.getfixturevalue("ray_cluster")
-        return "ray"
-    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.2)
-    for name, value in FakeSlurm(tmp_path / "slurm").environment.items():
-        monkeypatch.setenv(name, value)
-    return "slurm"
+    request.getfixturevalue(request.param)
+    return "ray" if request.param == "ray_cluster" else "slurm"
 
 
 PREEMPTIONS = 20

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_slurm import FakeSlurm
 from workers import folder_of, jobs_of, wait_until
 
 from gpt2lab.errors import ConfigError
@@ -49,6 +48,8 @@ KINDS: dict[str, Callable[[], Executor]] = {
     "documented": lambda: documented("NiceExecutor")(),
 }
 QUICK = ("forks", "inline")  # the others import torch for every job
+CLUSTERS = {"slurm": "fake_slurm", "ray": "ray_cluster"}
+"""Kind -> the fixture that it runs on."""
 INTERRUPTIBLE = [kind for kind in KINDS if kind != "inline"]
 
 
@@ -57,15 +58,9 @@ def kinds(names: Any = KINDS) -> list[Any]:
 
 
 @pytest.fixture
-def executor(
-    request: pytest.FixtureRequest, forks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Executor]:
-    if request.param == "slurm":
-        monkeypatch.setattr("gpt2lab.executors.slurm.QUEUE_SECONDS", 0.2)
-        for name, value in FakeSlurm(tmp_path / "slurm").environment.items():
-            monkeypatch.setenv(name, value)
-    if request.param == "ray":
-        request.getfixturevalue("ray_cluster")
+def executor(request: pytest.FixtureRequest, forks: None) -> Iterator[Executor]:
+    if request.param in CLUSTERS:
+        request.getfixturevalue(CLUSTERS[request.param])
     made = KINDS[request.param]()
     yield made
     made.close()

@@ -30,16 +30,13 @@ from gpt2lab.store import RunFolder, Store, now
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+def fake(fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """Its jobs wait in the queue for ever."""
-    made = FakeSlurm(tmp_path / "slurm")
-    for name, value in made.environment.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.0)
     monkeypatch.setattr(slurm, "SETTLED_SECONDS", 0.0)
     monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.02)
-    (made.folder / "idle").write_text("Priority")
-    return made
+    (fake_slurm.folder / "idle").write_text("Priority")
+    return fake_slurm
 
 
 @pytest.fixture
