@@ -77,6 +77,9 @@ def eval_(
 
     from gpt2lab.config import fill_slots
     from gpt2lab.data.progress import rich_progress
+    from gpt2lab.evaluation.tasks import read_tasks
+    from gpt2lab.reuse.evaluate import compare_models, evaluate_study_tasks, evaluate_tasks
+    from gpt2lab.reuse.measure import measure_study, read_metrics
     from gpt2lab.store import Store
 
     show: Callable[[Any], None]
@@ -92,18 +95,21 @@ def eval_(
         if is_wrong:
             raise ConfigError(problem, hint="gpt2lab eval --help")
     fill_slots(plugin or ())
-    store = Store(runs)
+    store, chosen = Store(runs), None if tasks is None else read_tasks(tasks.split(","), "--tasks")
     with rich_progress(of_bytes=False) as progress:
         if study is not None:
-            measured = study_values(study, store, tasks, limit, metric or (), smallest_effect, progress)
+            if chosen is None:
+                measured = measure_study(study, store, read_metrics(metric or ()), progress=progress)
+            else:
+                measured = evaluate_study_tasks(
+                    study, store, chosen, limit=limit, progress=progress, smallest_effect=smallest_effect
+                )
             record, show = measured.as_record(), partial(print_study, measured)
-        elif tasks is not None:
-            scores = task_scores(str(source), store, tasks, limit, progress)
+        elif chosen is not None:
+            scores = evaluate_tasks(str(source), store, chosen, limit=limit, progress=progress)
             record, show = scores.as_record(limit), partial(print_tasks, [scores])
             if against:
-                from gpt2lab.reuse.evaluate import compare_models
-
-                other = task_scores(against, store, tasks, limit, progress)
+                other = evaluate_tasks(against, store, chosen, limit=limit, progress=progress)
                 contrasts = compare_models(scores, other, smallest_effect=smallest_effect)
                 record |= {"against": other.as_record(limit), "contrasts": [c.to_json() for c in contrasts]}
                 show = partial(print_tasks, [scores, other], contrasts=contrasts)
@@ -114,29 +120,6 @@ def eval_(
         print_json(record, indent=1)
     else:
         show(console_for())
-
-
-def study_values(
-    study: str, store: Store, tasks: str | None, limit: int | None, metrics: Sequence[str],
-    smallest_effect: float | None, progress: Any,
-) -> StudyMeasured:  # fmt: skip
-    """Tasks or metrics of all runs of a study."""
-    from gpt2lab.evaluation.tasks import read_tasks
-    from gpt2lab.reuse.evaluate import evaluate_study_tasks
-    from gpt2lab.reuse.measure import measure_study, read_metrics
-
-    if tasks is None:
-        return measure_study(study, store, read_metrics(metrics), progress=progress)
-    chosen = read_tasks(tasks.split(","), "--tasks")
-    return evaluate_study_tasks(study, store, chosen, limit=limit, progress=progress, smallest_effect=smallest_effect)
-
-
-def task_scores(source: str, store: Store, tasks: str, limit: int | None, progress: Any) -> TaskScores:
-    """Tasks of one model."""
-    from gpt2lab.evaluation.tasks import read_tasks
-    from gpt2lab.reuse.evaluate import evaluate_tasks
-
-    return evaluate_tasks(source, store, read_tasks(tasks.split(","), "--tasks"), limit=limit, progress=progress)
 
 
 def metric_values(
