@@ -40,10 +40,10 @@ FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 class Reach:
     """The budget at which a curve reaches a loss; `low` is 0 and `high` infinity where the curve ends before that."""
 
-    value: float
+    value: float = math.nan
     """by the fitted law; NaN when the loss lies beyond the curve"""
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = math.inf
     reason: str = ""
     """why there is no value"""
 
@@ -64,23 +64,19 @@ def reach(curve: Mapping[float, ArrayLike], target: ArrayLike | float) -> Reach:
     goal = np.atleast_1d(np.asarray(target, dtype=np.float64))
     means = np.array([values.mean() for values in losses]) if all(len(values) for values in losses) else np.array([])
     if len(budgets) < 2 or not len(goal) or not np.isfinite([*means, goal.mean()]).all() or not len(means):
-        return _nothing("no curve of losses at two budgets or more")
+        return Reach(reason="no curve of losses at two budgets or more")
     if np.any(np.diff(means) >= 0):
-        return _nothing("the loss does not fall with every larger budget")
+        return Reach(reason="the loss does not fall with every larger budget")
     logs = np.log(budgets)
     value = _by_law(logs, means, np.array([len(values) for values in losses]), float(goal.mean()))
     reason = "" if math.isfinite(value) else "the loss lies beyond the budgets that were run"
     if any(len(values) < 2 for values in losses) or (len(goal) < 2 and np.ndim(target) > 0):
-        return Reach(value=value, low=0.0, high=math.inf, reason=reason)
+        return Reach(value=value, reason=reason)
     x = np.union1d(np.linspace(logs[0], logs[-1], POINTS), logs)
     low, high = _ends(x, possible(x, logs, losses, target), above=bool(goal.mean() > means[0]))
     if math.isfinite(value):  # the fitted law may lie slightly outside the bounds where means are noisy
         low, high = min(low, value), max(high, value)
     return Reach(value=value, low=low, high=high, reason=reason)
-
-
-def _nothing(reason: str) -> Reach:
-    return Reach(value=math.nan, low=0.0, high=math.inf, reason=reason)
 
 
 def _by_law(logs: Array, means: Array, counts: Array, goal: float) -> float:

@@ -96,11 +96,6 @@ def refuse_unless_it_fits(model: GPT, prompt_tokens: int, new_tokens: int) -> No
         )
 
 
-def context_of(model: GPT) -> int:
-    """The context length in tokens at which the model was trained, at most that of its positions."""
-    return min(model.config.block_size, model.max_context or model.config.block_size)
-
-
 @torch.inference_mode()
 def _continue(
     reader: Reader, prompts: Sequence[Sequence[int]], settings: Sampling, slide: bool, vocab_size: int | None,
@@ -110,7 +105,8 @@ def _continue(
     by_length: dict[int, list[int]] = {}
     for sample, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(sample)
-    window = context_of(reader.model) if slide else None
+    trained = reader.model.config.block_size
+    window = min(trained, reader.model.max_context or trained) if slide else None
     groups = [
         Batch(reader, samples, [prompts[sample] for sample in samples], settings, window, vocab_size)
         for samples in by_length.values()
