@@ -126,13 +126,8 @@ def test_a_page_says_what_was_tried_by_then(made: Callable[..., Any]) -> None:
     before = standing_of(record, store)
     made(name="other@nano", ablation="other", hash="6f" * 8, contrasts=[["none", "rotary"]])
     assert standing_of(record, store) == before
-    shown = json.loads(build_json(record.name, store))
+    shown = json.loads(build(read_study(record.name, store.root)).json({}))
     assert shown["campaign"]["tried"] == 2 and shown["campaign"]["hypotheses"][0]["supported"] is True
-
-
-def build_json(name: str, store: Store) -> str:
-    read = read_study(name, store.root)
-    return build(read).json({})
 
 
 def test_a_line_that_was_changed_or_removed_is_named_by_commands(

@@ -110,8 +110,7 @@ def test_how_rates_were_found_is_shown(make_study: MakeStudy, tmp_path: Path) ->
         best = min(tried, key=lambda factor: tried[factor])
         study["arms"][arm] |= {"bracket": {"trials": trials, "best": best, "at_edge": False}, "lr": 4e-3 * best}
     said = told(tmp_path, study)
-    rows = {line.split(" | ")[0].strip("| "): line for line in said.splitlines() if " | " in line}
-    section = said.partition("How each arm's learning rate was found")[2].partition("##")[0]
+    section = part_of(said, "How each arm's learning rate was found")
     rows = {line.split(" | ")[0].strip("| "): line for line in section.splitlines() if line.startswith("|")}
     assert "2.1600; best" in rows["learned"] and "0.004; x1" in rows["learned"]
     assert "2.0000; best" in rows["rotary"] and "failed" in rows["rotary"] and "0.002; x0.5" in rows["rotary"]
@@ -125,15 +124,11 @@ def test_the_noise_floor_is_named_with_its_date(make_study: MakeStudy, tmp_path:
     stack = {"torch": "2.13.0", "device": "cpu"}
     floor = {"sd": 0.0251, "low": 0.017, "high": 0.045, "df": 9, "runs": 10, "failed": 0, "scale": "nano",
              "created": "2026-11-11T12:00:00+00:00", "tokens": TOKENS, "stack": stack}  # fmt: skip
-    said = told(tmp_path, make_study(noise=floor))
+    study = make_study(noise=floor)
+    said = told(tmp_path, study)
     assert "Noise floor: sd 0.025" in said and "from 10 repeats of the recipe at nano" in said
     assert "measured 2026-11-11" in said
-    assert "`gpt2lab noise nano` measures one" in told(tmp_path, make_study_again(tmp_path, noise=None))
-
-
-def make_study_again(root: Path, **record: Any) -> dict[str, Any]:
-    study: dict[str, Any] = json.loads((root / "runs/studies/posenc@nano.json").read_text())
-    return study | record
+    assert "`gpt2lab noise nano` measures one" in told(tmp_path, study | {"noise": None})
 
 
 def test_a_factorial_is_shown_by_its_effects(make_study: MakeStudy, tmp_path: Path) -> None:

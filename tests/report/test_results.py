@@ -203,8 +203,10 @@ def test_arms_are_judged_beyond_the_training_context_against_themselves(make_stu
 
 def test_longer_contexts_claim_nothing_unless_they_were_declared_in_time(make_study: MakeStudy, store: Store) -> None:
     study = typed(make_study(judged_contexts=[2]))
-    undeclared, late = study.with_(judged_contexts=[]), study.with_(history=typed_history(study, late_contexts=[2]))
-    for record, arms in ((undeclared, 4), (late, 2)):
+    history = History(
+        looks=[], first_seeds=3, smallest_effect=study.smallest_effect, alpha=study.alpha, late_contexts=[2]
+    )
+    for record, arms in ((study.with_(judged_contexts=[]), 4), (study.with_(history=history), 2)):
         judged = [row.contrast for row in judge_contexts(record, collect(record, store)) if row.contrast]
         assert len(judged) == arms and {c.word for c in judged} == {"exploratory"}
     assert LATE in {c.reason for c in judged}
@@ -215,7 +217,3 @@ def test_a_run_that_failed_is_counted_at_longer_contexts(make_study: MakeStudy, 
     set_final(store.root / run_id("rotary", 0), math.inf)
     rows = {row.arm: row.contrast for row in judge_contexts(study, collect(study, store))}
     assert rows["rotary"] and rows["rotary"].word.startswith("unstable")
-
-
-def typed_history(study: StudyRecord, **changed: Any) -> History:
-    return History(looks=[], first_seeds=3, smallest_effect=study.smallest_effect, alpha=study.alpha, **changed)
