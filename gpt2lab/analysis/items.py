@@ -146,6 +146,7 @@ def judge_items(
     is exploratory, "" where it is not; one with fewer than FEWEST runs in an arm is in any case.
     """
     from gpt2lab.analysis.judging import decide
+    from gpt2lab.analysis.wording import worded
 
     compared = [over_items(a, b) for *_, a, b in family]
     p = holm([c.p() for c in compared])
@@ -159,15 +160,12 @@ def judge_items(
         if math.isnan(p[i]):
             why = why or "no spread between runs or questions, hence no noise to judge by"
         word = str(decide(found.difference, p[i], same[i], alpha=ALPHA, higher_is_better=True))
-        x = f"{smallest_effect:g}" if smallest_effect else ""
-        word = f"no difference larger than {x}" if word == "no difference" else word
-        word = word.replace("(smaller)", f"(smaller than {x})")
         half, widths = found.halfwidth(level), dict(zip(("seeds", "questions"), found.halfwidths(level), strict=True))
         if found.seeds is None:
             del widths["seeds"]
         judged.append(TaskContrast(
             task=task, arm=arm, against=against, difference=found.difference, low=found.difference - half,
             high=found.difference + half, p_holm=float(p[i]), halfwidths=widths, runs=runs, questions=found.questions,
-            word="" if why else word, reason=why,
+            word="" if why else worded(word, smallest_effect or 0.0), reason=why,
         ))  # fmt: skip
     return judged

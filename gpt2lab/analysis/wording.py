@@ -110,19 +110,22 @@ class MissingSeeds(NamedTuple):
     """whether they suffice only if the difference is as large as it looks"""
 
 
+def worded(decision: str, smallest_effect: float) -> str:
+    """A result of `judging.decide` with its margin, as `better (smaller than 0.05)`."""
+    same, smaller = f"no difference larger than {smallest_effect:g}", f"(smaller than {smallest_effect:g})"
+    return decision.replace("no difference", same).replace("(smaller)", smaller)
+
+
 def claim(case: ContrastCase, decision: str, more: MissingSeeds) -> str:
     """The verdict word of a decision (see `judging.decide`; "" claims nothing)."""
-    x = f"{case.terms.smallest_effect:g}"
-    direction, _, smaller = decision.partition(" ")
-    if direction in ("better", "worse"):
-        if case.eligibility.borrow:
-            return f"likely {direction} (noise borrowed)"
-        return f"{direction} (smaller than {x})" if smaller else direction
-    if decision == "no difference":
-        return f"no difference larger than {x}"
+    direction = decision.partition(" ")[0]
+    if direction in ("better", "worse") and case.eligibility.borrow:
+        return f"likely {direction} (noise borrowed)"
     if decision == "search open":
         return "inconclusive: the search of rates leaves it open"
-    return f"inconclusive: {_more_seeds(case, more).text}" if decision else "exploratory"
+    if decision == "inconclusive":
+        return f"inconclusive: {_more_seeds(case, more).text}"
+    return worded(decision, case.terms.smallest_effect) or "exploratory"
 
 
 def _more_seeds(case: ContrastCase, more: MissingSeeds) -> NextStep:
@@ -239,11 +242,11 @@ def notes(
 
 def _at_chosen_rates(case: ContrastCase) -> str:
     """The result at the chosen rates, where the search leaves open the one at the best rates."""
-    plain, x = case.as_chosen, case.terms.smallest_effect
+    plain = case.as_chosen
     decision = case.decision(plain).partition(" (")[0]
     same = decision == "no difference"
     ends = (plain["same_low"], plain["same_high"]) if same else (plain["low"], plain["high"])
-    word = f"no difference larger than {x:g}" if same else decision
+    word = worded(decision, case.terms.smallest_effect)
     by = f"{case.halfwidths['search']:.2g} {case.terms.unit}"
     return f"at the rates that were chosen: {word}, {interval(*ends)}; the best ones may move that by up to {by}"
 
