@@ -15,8 +15,6 @@ ON_VARIANTS = {
     "gradients", "no_look_ahead", "cached_equals_full", "optimizer", "resume", "average", "schedule", "batches",
 }  # fmt: skip
 """Checks of every set of options; the others are slow tests, except on defaults."""
-ON_DEFAULTS = {*testing.CHECK_NAMES} - {"costs"}
-"""As tests of traces count the costs of every component."""
 MODULAR = [case for case in CASES if case.slot in MODEL_SLOTS]
 
 
@@ -25,11 +23,12 @@ def label(value: object) -> str:
 
 
 def pairs(slow: bool) -> list[tuple[testing.Case, testing.Check]]:
-    every = [(case, check) for case in CASES for check in testing.checks_for(case.slot)]
+    """All but costs, which tests of traces count for every case."""
+    named = [(case, check, testing.name_of(check)) for case in CASES for check in testing.checks_for(case.slot)]
     return [
         (case, check)
-        for case, check in every
-        if slow == (testing.name_of(check) not in (ON_VARIANTS if case.options else ON_DEFAULTS))
+        for case, check, name in named
+        if name != "costs" and slow == (bool(case.options) and name not in ON_VARIANTS)
     ]
 
 
@@ -45,8 +44,9 @@ def test_contract_of_variants(case: testing.Case, check: testing.Check) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MODULAR, ids=label)
-def test_compiles_alone(case: testing.Case) -> None:
+@pytest.mark.parametrize("case", [case for case in MODULAR if case.options], ids=label)
+def test_a_variant_compiles(case: testing.Case) -> None:
+    """Defaults are compiled in assemblies."""
     testing.check_compile(case)
 
 
