@@ -416,6 +416,7 @@ def run_sweep(
     `jobs` trials are at work at a time. Other arguments and errors as for `run_ablation`.
     """
     from gpt2lab.experiments.sweep import SweepPlan
+    from gpt2lab.sweep.drive import run_searches
 
     sweep = SweepPlan.prepare(
         source, Store(runs), name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins,
@@ -423,7 +424,10 @@ def run_sweep(
         machine_like=lambda machine: replace(machine, jobs=jobs or machine.jobs) if executor else machine,
     )  # fmt: skip
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
-    record = sweep.train(on_event=on_event, tracker=tracker, storage=storage, nproc=ranks, executor=executor)
+    record = run_searches(
+        sweep.searches, sweep.record, sweep.store, on_event=on_event, tracker=tracker, storage=storage, nproc=ranks,
+        executor=executor,
+    )  # fmt: skip
     return SweepResult(name=record.name, record=record, store=sweep.store)
 
 

@@ -92,6 +92,8 @@ def sweep(
         say(console, f"{plan.record.name}: {plan.record.question}", *plan.lines())
         if dry_run:
             continue
+        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load
+
         confirm_time(plan.seconds, max_days, plan.record.name)
         tracker = None if no_tracking else api.tracker_of(plan.store, plan.loaded.declared.sweep)
         with display(console) as listener:
@@ -99,9 +101,9 @@ def sweep(
             def tell(text: str, listener: Listener = listener) -> None:
                 listener(Message(text))
 
-            record = plan.train(
-                on_event=listener, tracker=tracker, storage=storage, nproc=nproc or 1, stays=not worker,
-                executor=place.executor_for(plan.record.name, tell),
+            record = run_searches(
+                plan.searches, plan.record, plan.store, on_event=listener, tracker=tracker, storage=storage,
+                nproc=nproc or 1, stays=not worker, executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if worker:
             page = command("report", record.name, runs=runs)

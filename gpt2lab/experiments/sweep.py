@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.basics.progress import Listener, ignore
 from gpt2lab.basics.text import duration, plural, quantity
 from gpt2lab.data.files import Progress as DataProgress
 from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
-from gpt2lab.executors import Executor
-from gpt2lab.executors.driver import TrackerFactory
 from gpt2lab.experiments import budget_seconds, call, command, only_scale
 from gpt2lab.planning.ablation import scales_of
 from gpt2lab.planning.machine import Machine, probe
@@ -78,25 +75,6 @@ class SweepPlan:
             smallest_effect=loaded.smallest_effect, reproduce=reproduce, time_budget=seconds,
         )  # fmt: skip
         return cls(loaded, store, machine, loaded.searches(data, machine), record)
-
-    def train(
-        self,
-        *,
-        on_event: Listener = ignore,
-        tracker: TrackerFactory | None = None,
-        storage: str | None = None,
-        nproc: int = 1,
-        stays: bool = True,
-        executor: Executor | None = None,
-    ) -> SweepRecord:
-        """Run all searches until every trial has ended; -> the record, which is also in the store. Arguments
-        and errors as for `sweep.drive.run_searches`."""
-        from gpt2lab.sweep.drive import run_searches  # Optuna takes a second to load
-
-        return run_searches(
-            self.searches, self.record, self.store, on_event=on_event, tracker=tracker, storage=storage, nproc=nproc,
-            stays=stays, executor=executor,
-        )  # fmt: skip
 
     @property
     def seconds(self) -> float:
