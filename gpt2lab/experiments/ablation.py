@@ -238,9 +238,7 @@ class Study:
             config=baseline.arm.config, costs=baseline.costs, data=plan.data, machine=plan.machine, floor=plan.floor,
             smallest_effect=ablation.smallest_effect, reproduce=self.reproduce,
         )  # fmt: skip
-        run_searches(
-            plan.searches, record, self.store, on_event=on_event, tracker=tracker, executor=executor
-        )  # fmt: skip
+        run_searches(plan.searches, record, self.store, on_event=on_event, tracker=tracker, executor=executor)
 
     def _train(
         self, plan: Plan, runs: Sequence[Run], todo: Sequence[Run], record: StudyRecord, on_event: Listener,

@@ -199,7 +199,7 @@ class Single:
             "threads": self.machine.threads,
             "status": self.folder.status(),
             "result": self.folder.result(),
-            "evaluation": (self.folder.evaluation(self.run.evaluation_key) or {}).get("metrics"),
+            "evaluation": self.metrics or None,
         }
 
     def result_lines(self) -> list[str]:
@@ -232,9 +232,8 @@ class Single:
             holder = self.folder.holder()
             problem = f"in use by process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
             raise LockHeld(problem, where=str(self.folder.path), hint="gpt2lab runs")
-        executor = executor or executor_for(
-            replace(self.machine, jobs=1, gpus=min(1, self.machine.gpus)), self.ranks
-        )  # fmt: skip
+        machine = replace(self.machine, jobs=1, gpus=min(1, self.machine.gpus))
+        executor = executor or executor_for(machine, self.ranks)
         with self._driver(on_event, tracker, watch) as driver:
             ending = Scheduler(executor, driver.tick, lambda _: self.is_finished).run([self._job()])[self.run.id]
             driver.tick()
