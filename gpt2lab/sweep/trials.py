@@ -110,8 +110,11 @@ class Trials:
             if trial.number >= self.count:  # others created the last ones meanwhile: it waits for a larger total
                 self._changed(trial_id, TrialState.WAITING)
                 continue
-            self._storage.set_trial_user_attr(trial_id, "worker", self.worker)
-            params = self._params_of(trial)
+            try:
+                self._storage.set_trial_user_attr(trial_id, "worker", self.worker)
+                params = self._params_of(trial)
+            except UpdateFinishedTrialError:  # still in the name of a worker that is gone, it was given to another
+                continue
             attempt = Attempt(trial.number, trial_id, params, _reports(trial))
             self._held[trial.number] = attempt
             self.beat()

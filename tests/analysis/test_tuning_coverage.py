@@ -125,7 +125,7 @@ def test_the_interval_holds_the_truth_and_the_curve_beats_the_best_trial(shape: 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_coverage_over_the_whole_table(shape: str, n: int, known: bool) -> None:
     for where in (MIDDLE, *(ENDS if n >= 12 and shape in NEAR_ENDS else ())):
-        draws, seed = (200, 1) if where == MIDDLE else (100, 2)
+        draws, seed = (100, 1) if where == MIDDLE else (50, 2)
         found = simulated(shape, n, known=known, draws=draws, seed=seed, where=where)
         print(shape, n, known, where, {name: round(float(value), 3) for name, value in found.items()})
         if n == 6 and not known:  # never given

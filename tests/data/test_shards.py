@@ -461,10 +461,11 @@ def test_twelve_real_kills_end_in_the_same_bytes(tmp_path: Path, play: Play, con
             if now != before and now:
                 time.sleep(rng.random() * 0.1)
                 break
-        if process.poll() is not None:
-            break
+        ended = process.poll() is not None
         process.kill()
         process.communicate()
+        if ended:
+            break
         kills += 1
         places |= {json.loads(p.read_text())["done"] for p in partial.glob(".*.partial/state.json")}
     killed = begin("killed").communicate()[0].strip()

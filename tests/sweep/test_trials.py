@@ -121,6 +121,34 @@ def test_two_workers_that_claim_at_the_same_time_get_two_trials() -> None:
     assert at >= 4
 
 
+def test_a_trial_that_another_worker_ends_while_it_is_being_claimed_is_left_to_it() -> None:
+    """Until a claim has stored its worker, the trial is in the name of the one that is gone, and may be taken back."""
+    met, at = 0, 0
+    while met == at:
+        storage = in_memory()
+        gone = trials_of(storage, 2, worker=DEAD)
+        gone.end(claimed(gone), "stopped")
+        b = trials_of(storage, 2, worker="b")
+
+        def work_it(b: Trials = b) -> None:
+            nonlocal met
+            met += 1
+            b.take_back()
+            while attempt := b.claim():
+                work(b, attempt)
+
+        counted: Any = Counted(storage)
+        a = trials_of(counted, 2, worker="a")
+        counted.at, counted.then = counted.calls + at, work_it
+        attempt = a.claim()
+        if attempt is not None:
+            work(a, attempt)
+        work_all(a)
+        check_whole(storage, a, 2)
+        at += 1
+    assert at >= 5
+
+
 def test_a_creation_whose_answer_was_lost_is_one_trial_more_that_waits() -> None:
     """A storage that is asked again, because a connection broke after it had done what it was asked for."""
     storage = in_memory()
