@@ -100,10 +100,11 @@ def keep(
     console.print(
         f"{len(better)} of {len(CHANGES)} changes are better in truth ({about})", markup=False, highlight=False
     )
-    table = table_of("rule", "kept", "false", "missed", "runs", right=("kept", "false", "missed", "runs"))
-    for rule in rules:
-        table.add_row(rule.rule, f"{rule.kept:.3g}", f"{rule.false:.3g}", f"{rule.missed:.3g}", str(rule.runs))
-    console.print(table)
+    rows = [
+        (rule.rule, f"{rule.kept:.3g}", f"{rule.false:.3g}", f"{rule.missed:.3g}", f"{rule.runs}") for rule in rules
+    ]
+    columns = ("kept", "false", "missed", "runs")
+    console.print(table_of("rule", *columns, rows=rows, right=columns))
 
 
 def simulated(campaigns: int, seeds: int) -> list[Kept]:

@@ -242,8 +242,8 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
     )  # fmt: skip
     if isinstance(source, Mapping) or not (seeds is None or isinstance(seeds, (int, str))):
         reproduce = call(
-            "run_ablation", source, name=name, scale=scale, seeds=seeds, until=until, arms=arms, overrides=overrides,
-            plugins=plugins, untuned=untuned, campaign=campaign,
+            "run_ablation", source, name=name, scale=scale, seeds=seeds, until=until, arms=arms, budget=budget,
+            overrides=overrides, plugins=plugins, untuned=untuned, campaign=campaign,
         )  # fmt: skip
     else:
         reproduce = command(
