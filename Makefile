@@ -29,14 +29,14 @@ baseline: .venv/.installed$(if $(filter shakespeare,$(CORPUS)),,-data)
 
 # one thread per process: several on shared cores are ten times slower; a test that hangs fails after five minutes and
 # leaves the stack of every thread; compiled code is kept, or every command that a test starts would compile it anew
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) \
 	  -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 test: .venv/.installed-dev
 	$(PYTEST) $(TESTS)
 
 test-all: .venv/.installed-dev
-	$(PYTEST) -m "not gpu and not service" $(TESTS)
+	$(PYTEST) --dist worksteal -m "not gpu and not service" $(TESTS)
 
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks $(or $(ARGS),tables --write $(foreach name,NANOGPT THREADS,$(call option,$(name))))
