@@ -10,6 +10,7 @@ file, and by key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -446,12 +447,22 @@ class TrialRecord(Record):
     started: str | None = None
     ended: str | None = None
 
+    @property
+    def result(self) -> float:
+        """Its value if it is finished, else NaN."""
+        return self.value if self.outcome == "finished" and self.value is not None else math.nan
 
-def best_trial(trials: Iterable[TrialRecord], direction: str) -> TrialRecord | None:
-    """The finished trial with the best value; the first of several equal ones."""
+
+def ranked_trials(trials: Iterable[TrialRecord], direction: str = "minimize") -> list[TrialRecord]:
+    """The finished trials with a value, the best first; of equal ones, that with the lowest index."""
     sign = -1.0 if direction == "maximize" else 1.0
-    finished = [(sign * trial.value, trial.index, trial) for trial in trials if trial.value is not None]
-    return min(finished, key=lambda item: item[:2], default=(0.0, 0, None))[2]
+    finished = [trial for trial in trials if math.isfinite(trial.result)]
+    return sorted(finished, key=lambda trial: (sign * trial.result, trial.index))
+
+
+def best_trial(trials: Iterable[TrialRecord], direction: str = "minimize") -> TrialRecord | None:
+    """The first of `ranked_trials`; None where none is finished."""
+    return next(iter(ranked_trials(trials, direction)), None)
 
 
 class Importance(Record):

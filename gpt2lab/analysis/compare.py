@@ -10,8 +10,9 @@ from typing import Any
 
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.judging import judge, judge_looks
+from gpt2lab.analysis.metric_names import reading_of
 from gpt2lab.analysis.planning import declared_looks, extendable_looks
-from gpt2lab.analysis.table import Source, Value, in_order, read, reading_of, refuse_copies
+from gpt2lab.analysis.table import Source, Value, in_order, read, refuse_copies
 from gpt2lab.analysis.verdicts import FEWEST, ArmResult, Declared, Noise, Terms, TextNoise, Verdicts
 from gpt2lab.errors import ConfigError, Problem, unknown
 

@@ -21,9 +21,9 @@ import numpy as np
 from gpt2lab.analysis import Contrast, Noise, Verdicts, compare
 from gpt2lab.analysis.best_rate import RateSearch
 from gpt2lab.analysis.compare import failure_ceiling_of
+from gpt2lab.analysis.metric_names import PLAIN, MetricSpec, metric_spec
 from gpt2lab.analysis.scaling import Reach, reach
 from gpt2lab.analysis.statistics import document_error, effective_documents
-from gpt2lab.analysis.table import PLAIN, MetricSpec, metric_spec
 from gpt2lab.analysis.verdicts import FEWEST, Declared, TextNoise
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import clean, damage_text, quantity

@@ -1,16 +1,14 @@
 """Evaluates the trials of a search: the best value of each setting, and comparability.
 
 Only final values are points of the curve. A pruned trial has none: an edge beyond which trials were pruned is marked as
-unfinished. A diverged trial bounds the best setting on its side. A search, in a sweep record, has a `space` and
-`trials` with outcome, settings and value.
+unfinished. A diverged trial bounds the best setting on its side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
 from gpt2lab.analysis.wording import decimals, figure, listed
 from gpt2lab.basics.text import plural
+from gpt2lab.records import SearchRecord, TrialRecord, best_trial
 
 WIDER = 4.0
 """A widened space extends by this factor beyond the best trial (two octaves)."""
@@ -29,8 +28,6 @@ NAMES = {"optim.lr": "learning rate", "optim.weight_decay": "weight decay"}
 """Settings that have a name in prose; others go by their key."""
 
 Pair = tuple[float, float]
-Search = Mapping[str, Any]
-Trial = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,65 +225,54 @@ def averaged(t: Array, y: Array) -> tuple[Array, Array]:
     return distinct, np.bincount(places, weights=y, minlength=len(distinct)) / np.maximum(np.bincount(places), 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chosen:
     """The best trial of a search, and its limitations."""
 
-    settings: Mapping[str, Any] | None
-    """of the best finished trial; None where none finished"""
-    value: float | None
-    slot: int | None
+    best: TrialRecord | None
+    """None where none finished"""
     edge: Mapping[str, str]
     """numeric setting -> `low` or `high`, where the best trial is the outermost one on that side"""
-    optima: Mapping[str, Optimum] = field(default_factory=dict)
+    optima: Mapping[str, Optimum]
     """of each numeric setting; with a curve only where the search has a single setting"""
-    reason: str | None = None
+    reason: str | None
     """why this search cannot be compared with another, or None"""
 
 
-def ranked(trials: Iterable[Trial], *, maximize: bool = False) -> list[Trial]:
-    """The finished trials with a value, the best first; of equals the lowest slot."""
-    done = [trial for trial in trials if trial["outcome"] == "finished" and trial["value"] is not None]
-    return sorted(done, key=lambda trial: (-trial["value"] if maximize else trial["value"], trial["slot"]))
-
-
 def chosen(
-    search: Search, *, maximize: bool = False, slots: int | None = None, effect: float | None = None,
+    search: SearchRecord, direction: str = "minimize", *, count: int | None = None, effect: float | None = None,
     noise_sd: float | None = None, unit: str = "nats",
 ) -> Chosen:  # fmt: skip
-    """The settings of the best finished trial (of equals the lowest slot), and whether they may be compared.
+    """The best finished trial, the optimum of each numeric setting, and whether the search may be compared.
 
-    `slots` is the number of trials that the sweep has in all; without it, those in the record.
+    `count` is the number of trials that the search has in all; without it, those in the record.
     """
-    trials = search["trials"]
-    best = next(iter(ranked(trials, maximize=maximize)), None)
+    trials = search.trials
+    best = best_trial(trials, direction)
     optima = {}
-    for dimension in search["space"]:
-        name = dimension["name"]
-        if dimension["kind"] == "categorical" or (best and name not in best["settings"]):
+    for dimension in search.space:
+        name = dimension.name
+        if dimension.low is None or dimension.high is None or (best and name not in best.settings):
             continue
-        having = [t for t in trials if name in t["settings"]]
-        at = {outcome: [t for t in having if t["outcome"] == outcome] for outcome in RESULTS}
-        points = [(t["settings"][name], t["value"]) for t in at["finished"] if t["value"] is not None]
+        having = [t for t in trials if name in t.settings]
+        at = {outcome: [t for t in having if t.outcome == outcome] for outcome in RESULTS}
+        points = [(t.settings[name], t.value) for t in at["finished"] if t.value is not None]
         optima[name] = optimum(
-            [*points, *((t["settings"][name], math.inf) for t in at["diverged"])],
-            low=dimension["low"], high=dimension["high"], log=bool(dimension.get("log")), effect=effect,
-            noise_sd=noise_sd, pruned=[t["settings"][name] for t in at["pruned"]], maximize=maximize,
-            alone=len(search["space"]) == 1, what=NAMES.get(name, name), unit=unit,
+            [*points, *((t.settings[name], math.inf) for t in at["diverged"])],
+            low=dimension.low, high=dimension.high, log=dimension.log, effect=effect,
+            noise_sd=noise_sd, pruned=[t.settings[name] for t in at["pruned"]], maximize=direction == "maximize",
+            alone=len(search.space) == 1, what=NAMES.get(name, name), unit=unit,
         )  # fmt: skip
     edges = {name: o.edge for name, o in optima.items() if o.edge}
-    return Chosen(
-        settings=best["settings"] if best else None, value=best["value"] if best else None,
-        slot=best["slot"] if best else None, edge=edges, optima=optima,
-        reason=_refusal(trials, slots or len(trials), bool(best), [o for o in optima.values() if o.edge]),
-    )  # fmt: skip
+    at_edge = [o for o in optima.values() if o.edge]
+    return Chosen(best, edges, optima, _refusal(trials, count or len(trials), best is not None, at_edge))
 
 
-def _refusal(trials: Sequence[Trial], slots: int, any_finished: bool, edges: Sequence[Optimum]) -> str | None:
+def _refusal(trials: Sequence[TrialRecord], count: int, any_finished: bool, edges: Sequence[Optimum]) -> str | None:
     """Why the search is not comparable, or None."""
-    ended = sum(t["outcome"] not in OPEN for t in trials)
-    if ended < slots:
-        return f"{slots - ended} of {plural(slots, 'trial')} of its search have not ended"
+    ended = sum(t.outcome not in OPEN for t in trials)
+    if ended < count:
+        return f"{count - ended} of {plural(count, 'trial')} of its search have not ended"
     if not any_finished:
         return "no trial of its search finished"
     parts = [f"its best {o.what} lies at the {ENDS[str(o.edge)][0]} edge ({figure(o.best)})" for o in edges]

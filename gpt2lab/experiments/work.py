@@ -25,8 +25,9 @@ from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.records import run_ids
 from gpt2lab.runner import Job
 from gpt2lab.runner.arrival import config_of, refuse_another_run
-from gpt2lab.store import RUN_ID, Store
+from gpt2lab.store import Store
 from gpt2lab.store.listing import facts_of_runs
+from gpt2lab.store.run_folder import RUN_ID
 from gpt2lab.training.precision import choose_device
 
 LOOK_SECONDS = 5.0

@@ -211,8 +211,8 @@ def _so_far(name: str, search: Search, entry: records.SearchRecord | None) -> Tu
     counts = Counter[str](trial.outcome for trial in trials if trial.outcome not in OPEN)
     ended = counts.total()
     is_open = ended < search.trials and counts["failed"] <= search.settings.max_failures
-    best = None if is_open or entry is None else chosen(entry.with_(trials=trials).plain(), slots=ended)
-    settings = dict(best.settings) if best and best.settings is not None else None
+    best = None if is_open or entry is None else chosen(entry.with_(trials=trials), count=ended)
+    settings = dict(best.best.settings) if best and best.best else None
     reason = best.reason if best else None
     if best and settings is None:
         counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
@@ -226,7 +226,7 @@ def _so_far(name: str, search: Search, entry: records.SearchRecord | None) -> Tu
         reason=reason,
         tuned=records.Tuned(
             sweep=name, label=search.arm.name, study=search.study, over=not is_open, settings=settings,
-            value=best.value if best else None, edge=dict(best.edge) if best else {}, trials=ended,
+            value=best.best.value if best and best.best else None, edge=dict(best.edge) if best else {}, trials=ended,
             **{outcome: counts[outcome] for outcome in ("finished", "pruned", "diverged", "failed")},
         ),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -32,7 +32,7 @@ from gpt2lab.analysis.tuning import Optimum, chosen
 from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.basics.text import change, clean, setting
 from gpt2lab.errors import DataFault
-from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, TrialRecord
+from gpt2lab.records import DimensionRecord, SearchRecord, SweepRecord, TrialRecord, best_trial, ranked_trials
 from gpt2lab.reports.inputs import sum_of_store
 from gpt2lab.reports.style import ARMS, ArmStyle, styles_of
 from gpt2lab.reports.tables import Cell, Table, tabulate
@@ -225,35 +225,20 @@ class Axis:
         """`0.0002 to 0.2`, or the choices."""
         return ", ".join(self.choices) or f"{setting(self.low)} to {setting(self.high)}"
 
-    def number(self, value: Any) -> float:
-        """Where a setting lies on the axis, in its own unit; NaN for none."""
+    def place(self, trial: TrialRecord) -> float:
+        """Where a trial lies on the axis, in the unit of its setting; NaN where it has none."""
+        if self.name not in trial.settings:
+            return math.nan
+        value = trial.settings[self.name]
         if self.choices:
-            return float(self.choices.index(value)) if value in self.choices else math.nan
-        return float(value) if _is_number(value) else math.nan
+            return float(self.choices.index(str(value))) if str(value) in self.choices else math.nan
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialPoint:
-    """One trial. `value`: final, or the last one of a pruned trial; NaN where there is none."""
-
-    slot: int
-    settings: Mapping[str, Any]
-    outcome: str
-    value: float = math.nan
-
-    @property
-    def finished(self) -> bool:
-        return self.outcome == FINISHED and math.isfinite(self.value)
-
-    @property
-    def has_value(self) -> bool:
-        return self.outcome in (FINISHED, PRUNED) and math.isfinite(self.value)
-
-
-def ranked(points: Iterable[TrialPoint], *, maximize: bool = False) -> list[TrialPoint]:
-    """The finished trials, the best value first; the earlier of two equal ones."""
-    done = [point for point in points if point.finished]
-    return sorted(done, key=lambda p: (-p.value if maximize else p.value, p.slot))
+def last_value(trial: TrialRecord) -> float:
+    """The value of a finished trial, or the last one of a pruned trial; NaN where there is none."""
+    seen = [value for *_, value in trial.curve if value is not None] if trial.outcome == PRUNED else []
+    return seen[-1] if seen and trial.value is None else trial.result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,24 +248,22 @@ class SearchRead:
     label: str
     record: SearchRecord
     axes: Mapping[str, Axis]
-    points: Sequence[TrialPoint]
     optima: Mapping[str, Optimum]
-    maximize: bool
+    direction: str
 
     @property
     def trials(self) -> Sequence[TrialRecord]:
         return self.record.trials
 
     @property
-    def best_point(self) -> TrialPoint | None:
-        """The finished trial with the best value, as it is drawn."""
-        return next(iter(ranked(self.points, maximize=self.maximize)), None)
+    def ranked(self) -> Sequence[TrialRecord]:
+        """The finished trials, the best value first."""
+        return ranked_trials(self.trials, self.direction)
 
     @property
     def best(self) -> TrialRecord | None:
-        """The record of that trial."""
-        best = self.best_point
-        return None if best is None else next(trial for trial in self.trials if trial.index == best.slot)
+        """The finished trial with the best value."""
+        return best_trial(self.trials, self.direction)
 
     @property
     def seeds(self) -> Sequence[int]:
@@ -384,18 +367,16 @@ def read_record(record: SweepRecord, store: Store, made_from: str = "") -> Sweep
 
 
 def _search(label: str, search: SearchRecord, record: SweepRecord) -> SearchRead:
-    maximize = record.direction == "maximize"
     found = chosen(
-        search.plain(), maximize=maximize, slots=search.count, effect=record.smallest_effect,
+        search, record.direction, count=search.count, effect=record.smallest_effect,
         noise_sd=record.noise.sd if record.noise and record.metric == LOSS else None, unit=unit(record),
     )  # fmt: skip
     return SearchRead(
         label=label,
         record=search,
         axes={axis.name: axis for axis in map(_axis, search.space)},
-        points=list(map(_point, search.trials)),
         optima=found.optima,
-        maximize=maximize,
+        direction=record.direction,
     )
 
 
@@ -403,16 +384,3 @@ def _axis(dimension: DimensionRecord) -> Axis:
     if dimension.choices:
         return Axis(name=dimension.name, choices=tuple(map(str, dimension.choices)))
     return Axis(name=dimension.name, low=dimension.low or 0.0, high=dimension.high or 0.0, log=dimension.log)
-
-
-def _point(trial: TrialRecord) -> TrialPoint:
-    """A trial as it is drawn; a pruned one at its last value."""
-    value, seen = trial.value, [value for *_, value in trial.curve if value is not None]
-    if value is None:
-        value = seen[-1] if seen and trial.outcome == PRUNED else math.nan
-    settings = {name: x if _is_number(x) else str(x) for name, x in trial.settings.items()}
-    return TrialPoint(slot=trial.index, settings=settings, outcome=trial.outcome, value=value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

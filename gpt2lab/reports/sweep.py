@@ -22,7 +22,6 @@ from gpt2lab.reports.read import (
     OUTCOMES,
     SearchRead,
     SweepRead,
-    ranked,
 )
 from gpt2lab.reports.sections.searches import settings_text
 from gpt2lab.reports.sections.trials import best_configs, best_files
@@ -120,7 +119,7 @@ def nothing_finished(read: SweepRead) -> str:
 def _too_high(search: SearchRead) -> Iterator[str]:
     """The lowest values that diverged, and a space below them."""
     for name, axis in search.axes.items():
-        diverged = [axis.number(p.settings.get(name)) for p in search.points if p.outcome == DIVERGED]
+        diverged = [axis.place(trial) for trial in search.trials if trial.outcome == DIVERGED]
         lowest = min((x for x in diverged if math.isfinite(x)), default=None)
         if axis.choices or not axis.log or lowest is None:
             continue
@@ -188,8 +187,8 @@ def winners_caution(read: SweepRead) -> str:
 
 def within(search: SearchRead, reach: float) -> int:
     """Finished trials, besides the best, that are no further than `reach` from it."""
-    points = ranked(search.points, maximize=search.maximize)
-    return sum(abs(point.value - points[0].value) <= reach for point in points[1:])
+    best, *others = search.ranked
+    return sum(abs(trial.result - best.result) <= reach for trial in others)
 
 
 def _csv(read: SweepRead) -> str:
@@ -229,8 +228,8 @@ def terminal_sweep(read: SweepRead, out: str | Path = "reports", *, kept: bool =
     for label, search in read.searches.items():
         titles = dict.fromkeys(("trial", read.metric, *search.axes), "right")
         rows = [
-            [str(p.slot), number(p.value), *(setting(p.settings.get(name, "")) for name in search.axes)]
-            for p in ranked(search.points, maximize=search.maximize)[:TOP]
+            [str(t.index), number(t.result), *(setting(t.settings.get(name, "")) for name in search.axes)]
+            for t in search.ranked[:TOP]
         ]
         if rows:
             shown.append(terminal_table(titles, rows, "" if read.single else label))

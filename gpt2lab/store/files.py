@@ -14,12 +14,13 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.errors import DataFault, EnvironmentFault, Unreadable, command
+from gpt2lab.errors import ConfigError, DataFault, EnvironmentFault, Unreadable, command
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEAL = "seal"
@@ -278,3 +279,32 @@ def _unlink_unlocked(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def refuse_link(folder: Path) -> None:
+    """Raises ConfigError for a symbolic link in the place of a folder of the store."""
+    if folder.is_symlink():
+        hint = command("rm", folder) + "; to keep runs on another disk, give --runs a folder there"
+        raise ConfigError("is a symbolic link; runs are never written through one", where=str(folder), hint=hint)
+
+
+@contextlib.contextmanager
+def remedy(hint: str, *words: object) -> Iterator[None]:
+    """What to try when a file turns out to be damaged: a command, with a place for each of the words."""
+    try:
+        yield
+    except DataFault as fault:
+        fault.hint = fault.hint or hint.format(*map(command, words))
+        raise
+
+
+def names_of_json(folder: Path) -> list[str]:
+    """Names of the JSON files in a folder, which need not exist."""
+    return sorted(path.stem for path in folder.glob("*.json") if NAME.fullmatch(path.stem))
+
+
+def json_file(folder: Path, name: str, kind: str = "evaluation key") -> Path:
+    """The file of a record. Raises ConfigError for what cannot be its name."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot be a {kind}: letters, digits and _ . @ + - only")
+    return folder / f"{name}.json"

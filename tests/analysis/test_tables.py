@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from gpt2lab.analysis import Verdicts, compare, in_words
-from gpt2lab.analysis.table import metric_spec
+from gpt2lab.analysis.metric_names import metric_spec
 from gpt2lab.errors import ConfigError
 
 VALUES = {

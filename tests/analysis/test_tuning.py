@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from gpt2lab.analysis.parabola import fit
 from gpt2lab.analysis.statistics import Array
 from gpt2lab.analysis.tuning import Optimum, chosen, optimum
+from gpt2lab.records import SearchRecord
 
 RATES = np.geomspace(0.0005, 0.032, 13)
 
@@ -205,8 +206,8 @@ def trial(slot: int, value: float | None, outcome: str = "finished", **settings:
     return {"slot": slot, "outcome": outcome, "value": value, "settings": named}
 
 
-def search(trials: list[dict[str, Any]], *space: dict[str, Any]) -> dict[str, Any]:
-    return {"space": list(space or (RATE,)), "trials": trials}
+def search(trials: list[dict[str, Any]], *space: dict[str, Any]) -> SearchRecord:
+    return SearchRecord.read({"space": list(space or (RATE,)), "trials": trials}, "here")
 
 
 def rates(values: dict[float, float]) -> list[dict[str, Any]]:
@@ -220,11 +221,13 @@ VALLEY = {
 
 def test_the_best_finished_trial_is_chosen_and_of_equals_the_first() -> None:
     found = chosen(search([*rates(VALLEY), trial(7, 1.0, "pruned", optim__lr=0.009)]), effect=0.05, noise_sd=0.01)
-    assert (found.settings, found.value, found.slot) == ({"optim.lr": 0.004}, VALLEY[0.004], 3)
+    assert found.best and found.best.index == 3
+    assert (found.best.settings, found.best.value) == ({"optim.lr": 0.004}, VALLEY[0.004])
     assert found.reason is None and not found.edge
     assert str(found.optima["optim.lr"]).startswith("Best learning rate 0.0041 (95 % interval 0.00")
     trials = [trial(2, 1.0, optim__lr=0.004), trial(1, 1.0, optim__lr=0.003), trial(0, 3.0, optim__lr=0.002)]
-    assert (chosen(search(trials)).slot, chosen(search(trials), maximize=True).slot) == (1, 0)
+    lowest, highest = chosen(search(trials)).best, chosen(search(trials), "maximize").best
+    assert lowest and highest and (lowest.index, highest.index) == (1, 0)
 
 
 def test_a_search_at_an_edge_or_not_over_or_without_a_result_is_not_comparable() -> None:
@@ -232,12 +235,12 @@ def test_a_search_at_an_edge_or_not_over_or_without_a_result_is_not_comparable()
     edge = chosen(rising)
     assert edge.edge == {"optim.lr": "high"} and edge.optima["optim.lr"].widen == pytest.approx((0.001, 0.064))
     assert edge.reason == "its best learning rate lies at the upper edge (0.016)"
-    assert chosen(rising, maximize=True).edge == {"optim.lr": "low"}
+    assert chosen(rising, "maximize").edge == {"optim.lr": "low"}
     waiting = [*rates(VALLEY), trial(8, None, "waiting", optim__lr=0.01)]
     assert chosen(search(waiting)).reason == "1 of 8 trials of its search have not ended"
-    assert chosen(search(rates(VALLEY)), slots=9).reason == "2 of 9 trials of its search have not ended"
+    assert chosen(search(rates(VALLEY)), count=9).reason == "2 of 9 trials of its search have not ended"
     nothing = chosen(search([trial(0, None, "diverged", optim__lr=0.01), trial(1, None, "failed")]))
-    assert (nothing.settings, nothing.value, nothing.slot) == (None, None, None)
+    assert nothing.best is None
     assert nothing.reason == "no trial of its search finished"
     assert "1 trial diverged" in str(nothing.optima["optim.lr"])
 

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from page_reader import assert_plain_svg
 
 from gpt2lab.analysis.tuning import Optimum
-from gpt2lab.records import SearchRecord
+from gpt2lab.records import SearchRecord, TrialRecord, ranked_trials
 from gpt2lab.reports import style
 from gpt2lab.reports.page import made_of
-from gpt2lab.reports.read import Axis, SearchRead, TrialPoint, ranked
+from gpt2lab.reports.read import Axis, SearchRead
 from gpt2lab.reports.sections import searches
 from gpt2lab.reports.sections.searches import limits_of
 
@@ -26,9 +26,9 @@ NAMES = Axis(name=HOSTILE[0], choices=tuple(HOSTILE))
 NAN = math.nan
 
 
-def point(slot: int, lr: float, value: float = 2.0, outcome: str = "finished") -> TrialPoint:
+def point(slot: int, lr: float, value: float = 2.0, outcome: str = "finished") -> TrialRecord:
     settings = {"optim.lr": lr, HOSTILE[0]: HOSTILE[slot % len(HOSTILE)]}
-    return TrialPoint(slot=slot, settings=settings, outcome=outcome, value=value)
+    return TrialRecord(index=slot, settings=settings, outcome=outcome, value=value)  # type: ignore[arg-type]
 
 
 GROUPS = {
@@ -38,22 +38,20 @@ GROUPS = {
     "all diverged": [point(i, 0.01 * i, NAN, "diverged") for i in range(1, 5)],
     "all failed": [point(i, 0.01 * i, NAN, "failed") for i in range(1, 5)],
     "nan": [point(0, 0.01, NAN), point(1, 0.02), point(2, 0.03, 2.1)],
-    "no settings": [TrialPoint(slot=0, settings={}, outcome="finished", value=2.0)],
+    "no settings": [TrialRecord(index=0, settings={}, outcome="finished", value=2.0)],
     "one far off": [*(point(i, 0.001 * (i + 1), 2 + 0.01 * i) for i in range(8)), point(8, 0.1, 900.0)],
     "many": [point(i, 10 ** (-4 + 3 * i / 200), 2 + (i / 100 - 1) ** 2, ["finished", "pruned"][i % 3 == 0])
              for i in range(200)],
 }  # fmt: skip
 
 
-def made_up(points: list[TrialPoint], *axes: Axis, optimum: Optimum | None = None) -> SearchRead:
+def made_up(points: list[TrialRecord], *axes: Axis, optimum: Optimum | None = None) -> SearchRead:
     optima = {axes[0].name: optimum} if optimum else {}
     named = {axis.name: axis for axis in axes}
-    return SearchRead(
-        label="", record=SearchRecord(trials=[]), axes=named, points=points, optima=optima, maximize=False
-    )
+    return SearchRead(label="", record=SearchRecord(trials=points), axes=named, optima=optima, direction="minimize")
 
 
-def every_figure(points: list[TrialPoint]) -> list[Figure]:
+def every_figure(points: list[TrialRecord]) -> list[Figure]:
     """One of each kind, over a rate and over names."""
     fitted = read(sweep()).searches["lr"].optima["optim.lr"]
     assert fitted.line() is not None and fitted.interval and fitted.flat
@@ -85,9 +83,9 @@ def test_a_bad_trial_does_not_squeeze_the_others() -> None:
 def test_the_best_is_the_lowest_or_highest_finished_trial_and_the_first_of_equals() -> None:
     values = [(2.0, "finished"), (1.0, "pruned"), (2.0, "finished"), (NAN, "finished"), (3.0, "finished")]
     points = [point(slot, 0.1, value, outcome) for slot, (value, outcome) in enumerate(values)]
-    assert [p.slot for p in ranked(points)] == [0, 2, 4]
-    assert [p.slot for p in ranked(points, maximize=True)] == [4, 0, 2]
-    assert made_up(points[1:2], RATE).best_point is None
+    assert [trial.index for trial in ranked_trials(points)] == [0, 2, 4]
+    assert [trial.index for trial in ranked_trials(points, "maximize")] == [4, 0, 2]
+    assert made_up(points[1:2], RATE).best is None
 
 
 def figures_of(record: dict[str, Any], root: Path) -> dict[str, list[style.Picture]]:

@@ -17,6 +17,7 @@ import numpy as np
 from gpt2lab.analysis.results import LOSS
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.basics.text import DASH, number, setting, shorten
+from gpt2lab.records import TrialRecord
 from gpt2lab.reports import style
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.read import (
@@ -27,7 +28,7 @@ from gpt2lab.reports.read import (
     Axis,
     SearchRead,
     SweepRead,
-    TrialPoint,
+    last_value,
     look_of,
 )
 from gpt2lab.reports.style import ARMS, BAND, HALF, INK, MUTED, SURFACE, WIDE, ArmStyle, finite, note
@@ -177,7 +178,7 @@ def span_of(axes: Sequence[Axis]) -> Axis:
     return replace(axes[0], low=min(axis.low for axis in axes), high=max(axis.high for axis in axes))
 
 
-def draw_axis(axes: Axes, axis: Axis, points: Sequence[TrialPoint]) -> None:
+def draw_axis(axes: Axes, axis: Axis, trials: Sequence[TrialRecord]) -> None:
     """Scale, limits, ticks and name of the horizontal axis: all of it, and what was tried beyond its ends."""
     axes.set_xlabel(shorten(axis.name, 40))
     if axis.choices:
@@ -187,7 +188,7 @@ def draw_axis(axes: Axes, axis: Axis, points: Sequence[TrialPoint]) -> None:
             axes.tick_params(axis="x", rotation=30)
         axes.grid(visible=False, axis="x")
         return
-    tried = [axis.number(point.settings.get(axis.name)) for point in points]
+    tried = [axis.place(trial) for trial in trials]
     known = [axis.low, axis.high, *(x for x in tried if math.isfinite(x) and (x > 0 or not axis.log))]
     low, high = min(known), max(known)
     if axis.log and low > 0:
@@ -202,36 +203,36 @@ def draw_axis(axes: Axes, axis: Axis, points: Sequence[TrialPoint]) -> None:
     axes.set_xlim(low, high)
 
 
-def draw_points(axes: Axes, points: Sequence[TrialPoint], best: TrialPoint | None, axis: Axis) -> None:
+def draw_points(axes: Axes, trials: Sequence[TrialRecord], best: TrialRecord | None, axis: Axis) -> None:
     """Every trial; those without a value, or above the frame, along its upper edge."""
     low, high = axes.get_ylim()
-    size = 3.6 if len(points) > MANY else 5.5
+    size = 3.6 if len(trials) > MANY else 5.5
     upper, lower = (high - share * HEADROOM * (high - low) for share in (0.25, 0.7))
     places: dict[tuple[str, str], list[tuple[float, float]]] = {}  # one call for all that look alike: many are slow
-    for point in points:
-        x = axis.number(point.settings.get(axis.name))
+    for trial in trials:
+        x, value = axis.place(trial), last_value(trial)
         if not math.isfinite(x):
             continue
-        x += 0.3 * ((point.slot * 0.618034) % 1 - 0.5) if axis.choices else 0.0  # trials must not hide each other
-        above = point.has_value and point.value > high - HEADROOM * (high - low)
-        y = lower if above else point.value if point.has_value else upper
-        mark = "^" if above else MARKS.get(point.outcome, ".")
-        places.setdefault((point.outcome, mark), []).append((x, y))
-        if point is best:
+        x += 0.3 * ((trial.index * 0.618034) % 1 - 0.5) if axis.choices else 0.0  # trials must not hide each other
+        above = value > high - HEADROOM * (high - low)
+        y = lower if above else upper if math.isnan(value) else value
+        mark = "^" if above else MARKS.get(trial.outcome, ".")
+        places.setdefault((trial.outcome, mark), []).append((x, y))
+        if trial is best:
             ring: dict[str, Any] = {"markerfacecolor": "none", "markersize": size + 5, "markeredgewidth": 1.4}
             axes.plot([x], [y], "o", color=INK, zorder=4, **ring)
     for (outcome, mark), marks in places.items():
         colour = COLOURS.get(outcome, MUTED)
         fill = SURFACE if outcome == PRUNED else colour
-        alpha = 0.8 if outcome == FINISHED and len(points) > MANY else 1.0
+        alpha = 0.8 if outcome == FINISHED and len(trials) > MANY else 1.0
         options: dict[str, Any] = {"markersize": size, "markeredgewidth": 1.2, "zorder": 3, "alpha": alpha}
         axes.plot(*zip(*marks, strict=True), mark, color=colour, markerfacecolor=fill, linestyle="none", **options)
 
 
-def set_limits(axes: Axes, points: Sequence[TrialPoint], name: str) -> None:
+def set_limits(axes: Axes, trials: Sequence[TrialRecord], name: str) -> None:
     """The vertical axis; without a scale where no trial has a value."""
-    axes.set_ylim(*limits_of(points))
-    if any(point.has_value for point in points):
+    axes.set_ylim(*limits_of(trials))
+    if any(math.isfinite(last_value(trial)) for trial in trials):
         axes.set_ylabel(name)
         return
     axes.set_yticks([])
@@ -239,13 +240,13 @@ def set_limits(axes: Axes, points: Sequence[TrialPoint], name: str) -> None:
     note(axes, "no trial has a value", (0.5, 0.45), (0, 0), "ff", ha="center", va="center", fontsize=9.5)
 
 
-def limits_of(points: Sequence[TrialPoint]) -> tuple[float, float]:
+def limits_of(trials: Sequence[TrialRecord]) -> tuple[float, float]:
     """From the best value to the highest that does not squeeze the others, and room above for trials without one."""
-    known = sorted(point.value for point in points if point.has_value)
+    known = sorted(filter(math.isfinite, map(last_value, trials)))
     if not known:
         return 0.0, 1.0
     low = known[0]
-    middle = float(np.quantile([point.value for point in points if point.finished] or known, 0.75))
+    middle = float(np.quantile([trial.result for trial in trials if math.isfinite(trial.result)] or known, 0.75))
     high = max(min(known[-1], low + 4 * (middle - low)), middle)
     span = (high - low) or max(0.02 * abs(low), 1e-3)
     low, high = low - 0.14 * span, high + 0.06 * span
@@ -255,17 +256,18 @@ def limits_of(points: Sequence[TrialPoint]) -> tuple[float, float]:
 def against(search: SearchRead, axis: Axis, metric: str, close: float) -> Figure:
     """Value against one setting. Of the only dimension of a search the figure is wide, and its height is that of the
     trials near the best one, within some `close`, if there are enough of them: there lies the curve."""
-    points, best, alone = search.points, search.best_point, len(search.axes) == 1
-    near = [p for p in points if p.finished and abs(p.value - best.value) <= CLOSE * close] if best else []
-    height = 3.1 if not alone else 3.9 if any(point.has_value for point in points) else 2.2
+    trials, best, alone = search.trials, search.best, len(search.axes) == 1
+    near = [t for t in trials if abs(t.result - best.result) <= CLOSE * close] if best else []
+    height = 3.1 if not alone else 3.9 if any(math.isfinite(last_value(t)) for t in trials) else 2.2
     figure, axes = style.panel(WIDE if alone else HALF, height)
     _draw_fitted(axes, search.fitted(axis.name))
-    draw_axis(axes, axis, points)
-    set_limits(axes, near if alone and len(near) >= ENOUGH and not search.maximize else points, _in_unit(metric))
-    draw_points(axes, points, best, axis)
-    if best and math.isfinite(x := axis.number(best.settings.get(axis.name))):
+    draw_axis(axes, axis, trials)
+    closer = alone and len(near) >= ENOUGH and search.direction == "minimize"
+    set_limits(axes, near if closer else trials, _in_unit(metric))
+    draw_points(axes, trials, best, axis)
+    if best and math.isfinite(x := axis.place(best)):
         label = f"best {shorten(setting(best.settings[axis.name]), 18)}"
-        note(axes, label, (x, best.value), (0, -8), "dd", ha="center", va="top", color=INK)
+        note(axes, label, (x, best.result), (0, -8), "dd", ha="center", va="top", color=INK)
     return figure
 
 
@@ -290,27 +292,27 @@ def _in_unit(metric: str) -> str:
 def beside(axis: Axis, searches: Mapping[str, SearchRead], look: Mapping[str, ArmStyle], metric: str) -> Figure:
     """Value against one setting in several searches: marks, the fitted curve and a tick at the optimum of each."""
     figure, axes = style.panel(WIDE, 3.9)
-    every = [point for search in searches.values() for point in search.points]
-    set_limits(axes, [point for point in every if point.finished], _in_unit(metric))
+    every = [trial for search in searches.values() for trial in search.trials]
+    set_limits(axes, [trial for trial in every if math.isfinite(trial.result)], _in_unit(metric))
     draw_axis(axes, axis, every)
     low, high = axes.get_ylim()
     edge = high - 0.25 * HEADROOM * (high - low)
     ends: dict[str, float] = {}
     for label, search in searches.items():
         marker, colour = look[label].marker, look[label].colour
-        for point in search.points:
-            x = axis.number(point.settings.get(axis.name))
-            if point.finished and math.isfinite(x):
-                mark, y = marker if point.value <= high else "^", min(point.value, edge)
+        for trial in search.trials:
+            x, value = axis.place(trial), trial.result
+            if math.isfinite(x) and math.isfinite(value):
+                mark, y = marker if value <= high else "^", min(value, edge)
                 axes.plot([x], [y], mark, color=colour, markersize=4.5, alpha=0.75, zorder=3)
-            elif point.outcome == DIVERGED and math.isfinite(x):
+            elif trial.outcome == DIVERGED and math.isfinite(x):
                 axes.plot([x], [edge], "x", color=colour, markersize=5, zorder=3)
         fitted = search.fitted(axis.name)
         if fitted and (line := fitted.line()) is not None:
             axes.plot(*finite(line), color=colour, linestyle=look[label].dash, zorder=2)
         if fitted and fitted.interval:
             axes.axvspan(*fitted.interval, color=colour, alpha=0.13, linewidth=0, zorder=0)
-        if search.best_point:
-            ends[label] = search.best_point.value
+        if search.best:
+            ends[label] = search.best.result
     style.label_ends(axes, ends, look)
     return figure

@@ -20,6 +20,7 @@ from gpt2lab.reports.read import (
     WAITING,
     SearchRead,
     SweepRead,
+    last_value,
 )
 from gpt2lab.reports.tables import Cell, Row, Table, columns
 from gpt2lab.tracking.addresses import dashboard_command
@@ -87,7 +88,7 @@ def best_configs(read: SweepRead) -> dict[str, str]:
 
 def trial_table(search: SearchRead, read: SweepRead) -> Table:
     """Every trial: the best first, then those without a final value."""
-    best, trials = search.best, sorted(search.trials, key=lambda trial: _order(trial, maximize=search.maximize))
+    best, trials = search.best, sorted(search.trials, key=lambda trial: _order(trial, search.direction))
 
     def row(trial: TrialRecord) -> Row:
         cells = (
@@ -108,21 +109,16 @@ def trial_table(search: SearchRead, read: SweepRead) -> Table:
     return Table(titles, list(map(row, trials)))
 
 
-def _last(trial: TrialRecord) -> float | None:
-    """The last value of a pruned trial."""
-    return trial.curve[-1][2] if trial.outcome == PRUNED and trial.curve else None
-
-
-def _order(trial: TrialRecord, *, maximize: bool) -> tuple[int, float, int]:
-    value = _last(trial) if trial.value is None else trial.value
-    worth = math.inf if value is None else -value if maximize else value
+def _order(trial: TrialRecord, direction: str) -> tuple[int, float, int]:
+    value = last_value(trial)
+    worth = math.inf if math.isnan(value) else -value if direction == "maximize" else value
     return OUTCOMES.index(trial.outcome), worth, trial.index
 
 
 def _value_cell(trial: TrialRecord) -> Cell:
     if trial.value is not None:
         return Cell(number(trial.value), f"over {plural(len(trial.values), 'seed')}" if len(trial.values) > 1 else "")
-    return Cell(DASH) if (last := _last(trial)) is None else Cell("", f"{number(last)} when pruned")
+    return Cell(DASH) if math.isnan(last := last_value(trial)) else Cell("", f"{number(last)} when pruned")
 
 
 def remarks(trial: TrialRecord) -> list[str]:

@@ -229,7 +229,7 @@ def _difference(c: Contrast) -> str:
 def _drawn(read: StudyRead) -> list[style.Picture]:
     """Each arm's loss against the learning rate, or against the first number that was searched."""
     searches = read.once(tunings).searches
-    if not any(point.finished for search in searches.values() for point in search.points):
+    if not any(search.best for search in searches.values()):
         return []
     for name in dict.fromkeys([RATE, *tuned_settings(read.study)]):
         axes = [search.axes[name] for search in searches.values() if name in search.axes]
