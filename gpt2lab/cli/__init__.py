@@ -44,8 +44,41 @@ from gpt2lab.cli.options import print_fault
 from gpt2lab.cli.project import project_options
 from gpt2lab.errors import ConfigError, EnvironmentFault, Gpt2labError, Interrupted, Preempted, Problem, causes
 
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "Studies": (begin.init, begin.new, begin.try_, plan.check, run.run, run.work, sweep.sweep, run.noise),
+    "Single runs": (train.train, train.baseline),
+    "Results": (
+        results.report, manage.studies, manage.status, manage.runs, manage.show, manage.diff, manage.curves,
+        compare.compare, results.serve, results.ui, results.sync,
+    ),
+    "Records": (
+        manage.note, manage.tag, ledger.ledger, ledger.register, pull.pull, manage.clean, results.why, run.adopt,
+    ),
+    "Models": (models.eval_, models.sample, models.export, trace.trace),
+    "Components and data": (
+        catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, data.group,
+    ),
+    "Installation": (models.doctor, plan.machine, selftest.group, agents.mcp),
+}  # fmt: skip
+"""Heading in the help text -> commands."""
+
+
+class Commands(typer.core.TyperGroup):
+    """Lists commands below headings, which Typer does only with rich markup."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        longest = max(map(len, self.commands))
+        for heading in COMMANDS:
+            listed = [c for c in self.commands.values() if getattr(c, "rich_help_panel", None) == heading]
+            with formatter.section(heading):
+                formatter.write_dl([
+                    (str(c.name).ljust(longest), c.get_short_help_str(formatter.width - longest)) for c in listed
+                ])  # fmt: skip
+
+
 app = typer.Typer(
     name="gpt2lab",
+    cls=Commands,
     help="Ablation studies of GPT-2: a question in YAML goes in, a report with verdicts comes out.",
     epilog="With --debug anywhere on the line, errors show their traceback.",
     no_args_is_help=True,
@@ -73,20 +106,12 @@ def options(
     """Options before a command."""
 
 
-COMMANDS = (
-    begin.init, begin.new, begin.try_, run.run, run.work, plan.check, plan.machine, sweep.sweep, train.train,
-    train.baseline, results.report, manage.studies, manage.runs, manage.status, manage.show, manage.diff,
-    manage.curves, manage.tag, manage.note, manage.clean, ledger.ledger, ledger.register, agents.mcp,
-    results.sync, results.ui, results.serve, pull.pull, compare.compare,
-    catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, selftest.group, run.noise,
-    results.why, run.adopt, models.eval_, models.export, models.doctor, trace.trace, models.sample, data.group,
-)  # fmt: skip
-"""In the order of the help text."""
-for command in COMMANDS:
-    if isinstance(command, typer.Typer):
-        app.add_typer(command)
-    else:
-        app.command(command.__name__.strip("_").replace("_", "-"))(command)
+for heading, commands in COMMANDS.items():
+    for command in commands:
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, rich_help_panel=heading)
+        else:
+            app.command(command.__name__.strip("_").replace("_", "-"), rich_help_panel=heading)(command)
 
 READER_GONE = 141
 COLLECTED_AFTER = (50_000, 10, 10)
