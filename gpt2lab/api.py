@@ -83,6 +83,8 @@ class StudyOptions(TypedDict, total=False):
     """time to spend, as "6h" or "45m": arms and seeds are chosen to fit"""
     jobs: int | None
     """parallel runs; by default as many as fit on the machine"""
+    ranks: int
+    """processes that share every run, one per GPU or on CPU cores; runs then train one at a time"""
     machine: Machine | None
     """where runs will execute, if not here"""
     runs: str | Path
@@ -251,7 +253,8 @@ def open_study(source: Source, *, progress: DataProgress | None = None, **option
             budget=budget, set=overrides, untuned=untuned, plugin=plugins, campaign=campaign,
         )  # fmt: skip
     return Study.prepare(
-        ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), machine=options.get("machine"),
+        ablation, Store(options.get("runs", "runs")), jobs=options.get("jobs"), ranks=options.get("ranks", 1),
+        machine=options.get("machine"),
         seconds=budget_seconds(budget), progress=progress, reproduce=reproduce,
     )  # fmt: skip
 
@@ -420,12 +423,12 @@ def run_sweep(
 
     sweep = SweepPlan.prepare(
         source, Store(runs), name=name, scale=scale, trials=trials, overrides=overrides, plugins=plugins,
-        budget=budget, jobs=None if executor else jobs,
+        budget=budget, jobs=None if executor else jobs, ranks=ranks,
         machine_like=lambda machine: replace(machine, jobs=jobs or machine.jobs) if executor else machine,
     )  # fmt: skip
     tracker = tracker_of(sweep.store, sweep.loaded.declared.sweep) if tracking else None
     record = run_searches(
-        sweep.searches, sweep.record, sweep.store, on_event=on_event, tracker=tracker, storage=storage, nproc=ranks,
+        sweep.searches, sweep.record, sweep.store, on_event=on_event, tracker=tracker, storage=storage,
         executor=executor,
     )  # fmt: skip
     return SweepResult(name=record.name, record=record, store=sweep.store)

@@ -114,7 +114,7 @@ def total_line(plan: Plan, done: set[str], seconds: float) -> str:
     due = trials_due(plan) if plan.searches else f"{runs}, {len(done)} finished"
     return (
         f"{due}; about {duration(seconds)} on {machine.device_name} ({machine.device}), "
-        f"{machine.jobs} at a time, threads each: {machine.threads}; speed from {machine.speed_from}"
+        f"{machine.at_a_time}; speed from {machine.speed_from}"
     )
 
 
@@ -217,7 +217,15 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
         record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept, "new_hypotheses": new}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         record |= forecast.device_hours(plan, store, price).as_record()
-        print_json({**record, "jobs": machine.jobs, "threads": machine.threads, "device": machine.device})
+        print_json(
+            {
+                **record,
+                "jobs": machine.jobs,
+                "ranks": machine.ranks,
+                "threads": machine.threads,
+                "device": machine.device,
+            }
+        )
         return
     say(console, total_line(plan, done, seconds))
     against = {pair.arm: pair.against for pair in reversed(plan.ablation.contrasts) if pair.is_pair}

@@ -42,6 +42,7 @@ def run(
     scale: options.Scale = None,
     seeds: options.Seeds = None,
     jobs: options.Jobs = None,
+    nproc: where.Nproc = None,
     arms: options.Arms = None,
     set_: options.Set = None,
     untuned: Annotated[
@@ -83,8 +84,8 @@ def run(
     from gpt2lab.planning.ablation import read_source
 
     known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
-    context.with_resource(started_early(wanted=executor == LOCAL and not dry_run and not known))
-    place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
+    context.with_resource(started_early(wanted=executor == LOCAL and not (dry_run or known or nproc)))
+    place = place_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
     if price is not None and not dry_run and is_typed(context, "price"):
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")
     console = console_for(to_stderr=json_)
@@ -92,9 +93,9 @@ def run(
     if untuned and "tune" not in read_source(file)[0].tree:
         say(console, f"{file} tunes nothing, so --untuned changes nothing")
     for study in studies(
-        file, scale=scale, seeds=seeds, jobs=place.local_jobs, arms=names_in(arms), overrides=set_ or (),
-        plugins=plugin or (), runs=runs, name=name, budget=budget, until=until, machine=place.machine,
-        campaign=campaign, untuned=untuned,
+        file, scale=scale, seeds=seeds, jobs=place.local_jobs, ranks=nproc or 1, arms=names_in(arms),
+        overrides=set_ or (), plugins=plugin or (), runs=runs, name=name, budget=budget, until=until,
+        machine=place.machine, campaign=campaign, untuned=untuned,
     ):  # fmt: skip
         study.machine = place.machine_like(study.machine)
         if dry_run:

@@ -32,9 +32,7 @@ def sweep(
         int | None, typer.Option("--trials", help="Total number of trials, instead of the file's.", min=1)
     ] = None,
     jobs: options.Jobs = None,
-    nproc: Annotated[
-        int | None, typer.Option("--nproc", help="Ranks per run; trials then run one at a time.", min=1)
-    ] = None,
+    nproc: where.Nproc = None,
     worker: Annotated[
         bool, typer.Option("--worker", help="Join a sweep: end when nothing is left to start, write no report.")
     ] = False,
@@ -73,17 +71,15 @@ def sweep(
     from gpt2lab.planning.ablation import scales_of
     from gpt2lab.store import Store
 
-    place = place_of(context, executor, workers, sbatch, jobs, machine, dry_run)
-    if executor == PRINT or (executor != LOCAL and nproc):
-        what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
-        what = "is for ablations" if executor == PRINT else what
-        raise typer.BadParameter(what, param_hint=f"--executor {executor}")
+    place = place_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
+    if executor == PRINT:
+        raise typer.BadParameter("is for ablations", param_hint=f"--executor {executor}")
     console, code = console_for(to_stderr=json_), 0
     for at_scale in scales(scale, scales_of(file)):
         with rich_progress() as progress:
             plan = SweepPlan.prepare(
                 file, Store(runs), name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
-                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs,
+                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs, ranks=nproc or 1,
                 progress=progress, machine=place.machine, machine_like=place.machine_like,
             )  # fmt: skip
         if dry_run and json_:
@@ -103,7 +99,7 @@ def sweep(
 
             record = run_searches(
                 plan.searches, plan.record, plan.store, on_event=listener, tracker=tracker, storage=storage,
-                nproc=nproc or 1, stays=not worker, executor=place.executor_for(plan.record.name, tell),
+                stays=not worker, executor=place.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if worker:
             page = command("report", record.name, runs=runs)

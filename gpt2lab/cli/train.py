@@ -153,8 +153,8 @@ def baseline(
         return
     plan.refuse_hopeless(store, max_days)
     code = train_run(
-        PRESET, world, overrides=plan.overrides, nproc=plan.ranks, tracking=not no_tracking, runs=runs, as_json=json_,
-        watch=plan.watch(),
+        PRESET, world, overrides=plan.overrides, nproc=plan.machine.ranks, tracking=not no_tracking, runs=runs,
+        as_json=json_, watch=plan.watch(),
     )  # fmt: skip
     if code:
         raise SystemExit(code)

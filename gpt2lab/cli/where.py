@@ -60,6 +60,11 @@ Workers = Annotated[
 Sbatch = Annotated[
     str, typer.Option("--sbatch", help="Options of each Slurm job, as '--partition=gpu --gpus=1 --time=12:00:00'.")
 ]
+Nproc = Annotated[
+    int | None,
+    typer.Option("--nproc", help="Ranks of every run, which share its batches: one per GPU, or CPU cores. Runs then "
+                 "train one at a time.", min=1),
+]  # fmt: skip
 MachineFile = Annotated[
     Path | None,
     typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
@@ -124,8 +129,8 @@ class Place:
 
 
 def place_of(
-    context: typer.Context, executor: str, workers: int, sbatch: str, jobs: int | None, machine: Path | None,
-    dry_run: bool,
+    context: typer.Context, executor: str, workers: int, sbatch: str, jobs: int | None, nproc: int | None,
+    machine: Path | None, dry_run: bool,
 ) -> Place:  # fmt: skip
     """The place that options name. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
     import shlex
@@ -139,6 +144,11 @@ def place_of(
             known = f"{', '.join(others)} and {last}" if others else last
             what = f"has no effect with --executor {executor}; it is for {known}"
             raise typer.BadParameter(what, param_hint=f"--{name}")
+    if nproc and executor != LOCAL:
+        what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
+        raise typer.BadParameter(what, param_hint=f"--executor {executor}")
+    if nproc and jobs:
+        raise typer.BadParameter("has no effect with --nproc, with which runs train one at a time", param_hint="--jobs")
     used = dry_run or executor != LOCAL
     if machine and not used and is_typed(context, "machine"):
         raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")

@@ -29,8 +29,8 @@ CLOSE_SECONDS = 30.0
 """How long the tracker may take to receive what is left."""
 
 
-def executor_for(machine: Machine, ranks: int = 1) -> Executor:
-    """Where runs execute unless an executor is given: processes of this machine, with `ranks` ranks for each run.
+def executor_for(machine: Machine) -> Executor:
+    """Where runs execute unless an executor is given: processes of this machine.
 
     Raises ConfigError in a process that torchrun or the like has started as one of several: each would start them all.
     """
@@ -38,7 +38,7 @@ def executor_for(machine: Machine, ranks: int = 1) -> Executor:
     if started > 1:
         what = f"{started} processes were started by torchrun or the like, and each would train everything"
         raise ConfigError(what, where="WORLD_SIZE", hint="without it; only `gpt2lab train` runs under it")
-    return RanksExecutor(ranks) if ranks > 1 else LocalExecutor(machine.jobs, machine.gpus)
+    return RanksExecutor(machine.ranks) if machine.ranks > 1 else LocalExecutor(machine.jobs, machine.gpus)
 
 
 @dataclass

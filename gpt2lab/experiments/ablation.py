@@ -22,7 +22,7 @@ from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.executors.submitted import with_copy
 from gpt2lab.planning.ablation import Arm, LoadedAblation
 from gpt2lab.planning.declaration import seed_list, variant_name
-from gpt2lab.planning.machine import Machine, probe
+from gpt2lab.planning.machine import Machine, check_ranks, probe
 from gpt2lab.planning.plan import Plan, make_plan
 from gpt2lab.planning.record import study_record, with_history
 from gpt2lab.planning.runs import Run, is_finished, known_costs, tokens_of
@@ -76,19 +76,22 @@ class Study:
         store: Store,
         *,
         jobs: int | None = None,
+        ranks: int = 1,
         machine: Machine | None = None,
         seconds: float | None = None,
         progress: DataProgress | None = None,
         reproduce: str = "",
     ) -> Study:
         """Prepare the data, once for all arms, and describe this machine unless another `machine` is given. Raises
-        ConfigError when so many jobs do not fit on the machine, DataFault, EnvironmentFault."""
+        ConfigError when so many jobs or ranks do not fit on the machine, DataFault, EnvironmentFault."""
         baseline = ablation.arms[ablation.baseline].config
+        for arm in ablation.arms.values():
+            check_ranks(arm.config, ranks, 1 if machine else ranks)
         data = prepare(baseline.data, progress=progress)
         ablation = replace(ablation, arms=with_own_data(ablation, data, progress))
         fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
-        machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs)
-        return cls(ablation, store, machine, data, seconds, reproduce)
+        machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs, ranks)
+        return cls(ablation, store, machine.with_ranks(ranks), data, seconds, reproduce)
 
     @property
     def name(self) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from gpt2lab.basics.text import duration, memory, quantity
 from gpt2lab.config import Config, load_config
 from gpt2lab.errors import ConfigError, EnvironmentFault
-from gpt2lab.experiments.single import Watch, check_ranks
+from gpt2lab.experiments.single import Watch
 from gpt2lab.inspection.costs import Costs, costs
-from gpt2lab.planning.machine import Machine, probe
+from gpt2lab.planning.machine import Machine, check_ranks, probe
 from gpt2lab.planning.probes import MicroBatch, micro_batch, micro_batch_of
 from gpt2lab.registry import Choice
 from gpt2lab.store import Store
@@ -77,12 +77,11 @@ MICRO = "training.micro_batch_sequences"
 class Baseline:
     """The reproduction, as this machine would train it.
 
-    overrides: of the preset, the micro-batch included.  ranks: processes that share every batch.
+    overrides: of the preset, the micro-batch included.
     """
 
     config: Config
     overrides: tuple[str, ...]
-    ranks: int
     machine: Machine
     costs: Costs
     micro: MicroBatch
@@ -104,14 +103,12 @@ class Baseline:
         written = [*recipe_overrides(corpus, steps, batch_tokens), *overrides]
         fixed = any(item.startswith(f"{MICRO}=") for item in overrides)
         config = load_config(PRESET, written if fixed else [*written, f"{MICRO}=1"])  # 1 divides every batch
-        check_ranks(config, ranks, ranks)
+        check_ranks(config, ranks)
         cost = costs(config.model)
-        machine = probe(store, config.training, cost.flops_per_token, ranks)
-        micro = (
-            micro_batch_of(config, machine, ranks) if fixed else micro_batch(config, machine, ranks, store.root, say)
-        )
+        machine = probe(store, config.training, cost.flops_per_token, 1, ranks)
+        micro = micro_batch_of(config, machine) if fixed else micro_batch(config, machine, store.root, say)
         written += [] if fixed else [f"{MICRO}={micro.sequences}"]
-        return cls(load_config(PRESET, written), tuple(written), ranks, machine, cost, micro)
+        return cls(load_config(PRESET, written), tuple(written), machine, cost, micro)
 
     @property
     def seconds(self) -> float:
@@ -121,7 +118,7 @@ class Baseline:
     @property
     def share(self) -> int:
         """Sequences of one rank in a step."""
-        return self.config.training.batch_tokens // self.config.model.block_size // self.ranks
+        return self.config.training.batch_tokens // self.config.model.block_size // self.machine.ranks
 
     @property
     def disk_bytes(self) -> int:
@@ -151,7 +148,7 @@ class Baseline:
         """The plan as plain data."""
         training = self.config.training
         return {
-            "overrides": self.overrides, "ranks": self.ranks, "device": self.machine.device_name,
+            "overrides": self.overrides, "ranks": self.machine.ranks, "device": self.machine.device_name,
             "parameters": self.costs.parameters, "flops_per_token": self.costs.flops_per_token,
             "steps": training.steps, "batch_tokens": training.batch_tokens,
             "micro_batch_sequences": self.micro.sequences, "seconds": self.seconds,
@@ -164,7 +161,7 @@ class Baseline:
         tokens = training.steps * training.batch_tokens
         size = memory(2 * CORPUS_TOKENS[corpus]) if corpus in CORPUS_TOKENS else None
         text = f", and about {size} for the tokens of {corpus}, once they are prepared" if size else ""
-        shared = f" on each of {self.ranks} ranks" if self.ranks > 1 else ""
+        shared = f" on each of {self.machine.ranks} ranks" if self.machine.ranks > 1 else ""
         micro = -(-self.share // self.micro.sequences)
         speed = training.batch_tokens / self.micro.step_seconds(self.share)
         return [
@@ -198,7 +195,7 @@ class Baseline:
 
     def by_torchrun(self) -> str:
         """The command for torchrun, which also starts ranks on several machines."""
-        words = ["torchrun", "--nproc-per-node", str(self.ranks), "-m", "gpt2lab", "train", PRESET]
+        words = ["torchrun", "--nproc-per-node", str(self.machine.ranks), "-m", "gpt2lab", "train", PRESET]
         return shlex.join([*words, *(word for item in self.overrides for word in ("--set", item))])
 
     def refuse_hopeless(self, store: Store, max_days: float) -> None:

@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
-from gpt2lab.basics.cores import usable_cores
 from gpt2lab.basics.progress import Listener, RunProgress, ignore
 from gpt2lab.basics.text import duration, memory, quantity
 from gpt2lab.config import Config, load_config, preset_name, preset_names, read_overrides, resolve
@@ -33,7 +31,7 @@ from gpt2lab.experiments import command
 from gpt2lab.identity import digest, settings
 from gpt2lab.inspection.costs import Costs
 from gpt2lab.planning.ablation import Arm
-from gpt2lab.planning.machine import Machine, estimate_memory, probe
+from gpt2lab.planning.machine import Machine, check_ranks, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
 from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, repetition, tokens_left, tokens_of
@@ -44,7 +42,6 @@ from gpt2lab.runner.job import job_for
 from gpt2lab.runner.worker import work
 from gpt2lab.schema import convert
 from gpt2lab.store import Row, RunFolder, Store, file_lock
-from gpt2lab.training.precision import choose_device
 from gpt2lab.training.ranks import HINT
 
 STUDY = "train"
@@ -81,7 +78,7 @@ def beside_presets(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Single:
-    """One run, planned for `ranks` processes on one machine over prepared data."""
+    """One run, planned for the ranks of a machine over prepared data."""
 
     label: str
     """name of the run within its scale: its overrides, or the scale's name"""
@@ -93,7 +90,6 @@ class Single:
     machine: Machine
     data: Prepared
     store: Store
-    ranks: int = 1
     profile: bool = False
     reproduce: str = ""
     """the command or call that repeats the run, for its record"""
@@ -126,17 +122,18 @@ class Single:
             seed = config.seed if seed is None else convert(seed, Annotated[int, Field(ge=0)])
         except ValueError as error:
             raise ConfigError(str(error), where="seed", hint="a smaller one") from None
-        check_ranks(config, ranks, local_ranks or ranks)
+        check_ranks(config, ranks, local_ranks)
         arm = Arm(label, {}, config)
         data = prepare(config.data, progress=progress)
         fetch_documents(config.evaluation.tasks)
         check_data(arm, data, ranks)
         costs = known_costs(config)
-        machine = probe(store, config.training, costs.flops_per_token, local_ranks or ranks)
+        here = probe(store, config.training, costs.flops_per_token, 1, local_ranks or ranks)
+        machine = replace(here, ranks=ranks)
         run = make_run(arm, seed, data, machine)
         return cls(
             label=label, changes=changes, scale=scale, run=run, costs=costs, machine=machine, data=data, store=store,
-            ranks=ranks, profile=profile, reproduce=reproduce,
+            profile=profile, reproduce=reproduce,
         )  # fmt: skip
 
     @property
@@ -155,21 +152,19 @@ class Single:
     @property
     def seconds(self) -> float:
         """Estimated training time."""
-        return self.costs.flops_per_token * tokens_left(self.run.config) / self.machine.speed / self.ranks
+        return self.costs.flops_per_token * tokens_left(self.run.config) / self.machine.run_speed
 
     @property
     def memory(self) -> int:
         """Estimated bytes of one rank."""
-        training = self.run.config.training
-        share = training.model_copy(update={"batch_tokens": training.batch_tokens // self.ranks})
-        config = self.run.config.model_copy(update={"training": share})
-        return estimate_memory(config, self.costs, self.machine.device)
+        return estimate_memory(self.run.config, self.costs, self.machine)
 
     def lines(self) -> list[str]:
         """The run and its costs, as sentences."""
-        costs, machine, training, many = self.costs, self.machine, self.run.config.training, self.ranks > 1
+        costs, machine, training = self.costs, self.machine, self.run.config.training
+        ranks, many = machine.ranks, machine.ranks > 1
         tokens = tokens_of(self.run.config)
-        share = f", {quantity(training.batch_tokens // self.ranks)} on each of {self.ranks} ranks" if many else ""
+        share = f", {quantity(training.batch_tokens // ranks)} on each of {ranks} ranks" if many else ""
         threads = f", threads{' of each rank' if many else ''}: {machine.threads}" if machine.device == "cpu" else ""
         changes = f" with {self.label}" if self.label != self.scale else ""
         return [
@@ -189,7 +184,7 @@ class Single:
             "path": str(self.folder.path),
             "preset": self.scale,
             "seed": self.run.seed,
-            "ranks": self.ranks,
+            "ranks": self.machine.ranks,
             "parameters": self.costs.parameters,
             "flops_per_token": self.costs.flops_per_token,
             "tokens": tokens_of(self.run.config),
@@ -232,8 +227,7 @@ class Single:
             holder = self.folder.holder()
             problem = f"in use by process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
             raise LockHeld(problem, where=str(self.folder.path), hint="gpt2lab runs")
-        machine = replace(self.machine, jobs=1, gpus=min(1, self.machine.gpus))
-        executor = executor or executor_for(machine, self.ranks)
+        executor = executor or executor_for(replace(self.machine, gpus=min(1, self.machine.gpus)))
         with self._driver(on_event, tracker, watch) as driver:
             ending = Scheduler(executor, driver.tick, lambda _: self.is_finished).run([self._job()])[self.run.id]
             driver.tick()
@@ -324,25 +318,6 @@ class Single:
             store.write_study(combined)
         keep_sources([self.run.config], store)
         return record
-
-
-def check_ranks(config: Config, ranks: int, local: int) -> None:
-    """Raises ConfigError when a batch cannot be divided among `ranks`, or `local` of them do not fit on this
-    machine."""
-    problems = config.training.problems(config.model.block_size, ranks)
-    hint = f"--set training.batch_tokens={problems[0].what.rpartition(' ')[2]}" if problems else None
-    if local > 1:
-        device, threads = choose_device(config.training.device).type, config.training.threads or 1
-        cores = usable_cores()
-        largest = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[device]
-        if local > largest:
-            available = (
-                f"{cores} cores, and each rank takes {threads}" if device == "cpu" else f"{largest} of device {device}"
-            )
-            problems.append(Problem("--nproc", f"{local} ranks; this machine has {available}"))
-            hint = f"--nproc {max(1, largest)}"
-    if problems:
-        raise ConfigError(problems, hint=hint)
 
 
 def error_of(failure: Mapping[str, object], folder: RunFolder) -> Gpt2labError:

@@ -14,7 +14,7 @@ from gpt2lab.data.shards import prepare
 from gpt2lab.evaluation.tasks import fetch_documents
 from gpt2lab.experiments import budget_seconds, call, command, only_scale
 from gpt2lab.planning.ablation import scales_of
-from gpt2lab.planning.machine import Machine, probe
+from gpt2lab.planning.machine import Machine, check_ranks, probe
 from gpt2lab.planning.noise import find_floor
 from gpt2lab.planning.runs import known_costs, repetition
 from gpt2lab.planning.tuning import Search
@@ -46,6 +46,7 @@ class SweepPlan:
         plugins: Sequence[str | Path] = (),
         budget: str | None = None,
         jobs: int | None = None,
+        ranks: int = 1,
         progress: DataProgress | None = None,
         machine: Machine | None = None,
         machine_like: Callable[[Machine], Machine] = lambda machine: machine,
@@ -64,10 +65,13 @@ class SweepPlan:
             reproduce = command("sweep", source, **arguments, set=overrides, plugin=plugins)
         seconds = budget_seconds(budget or loaded.declared.time_budget)
         config, declared = next(iter(loaded.arms.values())).config, loaded.declared
+        for arm in loaded.arms.values():
+            check_ranks(arm.config, ranks, 1 if machine else ranks)
         data = prepare(config.data, progress=progress)
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
         costs = known_costs(config)
-        machine = machine_like(machine or probe(store, config.training, costs.flops_per_token, jobs))
+        machine = machine or probe(store, config.training, costs.flops_per_token, jobs, ranks)
+        machine = machine_like(machine.with_ranks(ranks))
         record = sweep_record(
             sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
             costs=costs, data=data, machine=machine,
@@ -80,7 +84,7 @@ class SweepPlan:
     def seconds(self) -> float:
         """Of training all trials here, at most; no longer than the time budget."""
         flops = sum(map(_flops, self.searches.values()))
-        return min(flops / self.machine.speed / self.machine.jobs, self.record.time_budget or math.inf)
+        return min(flops / self.machine.run_speed / self.machine.jobs, self.record.time_budget or math.inf)
 
     def as_record(self) -> dict[str, Any]:
         """Search -> its size and cost as plain data."""
@@ -107,7 +111,7 @@ class SweepPlan:
                 f"{named}{plural(search.trials, 'trial')}{per_trial}, {quantity(search.tokens * runs)} tokens, "
                 f"{cost / 1e15:,.3g} PFLOP; " + ", ".join(map(dimension_text, search.space.dimensions))
             )
-        where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.jobs} at a time"
+        where = f"{self.machine.device_name} ({self.machine.device}), {self.machine.at_a_time}"
         search = max(self.searches.values(), key=lambda search: search.tokens)
         lines += repetition(search.tokens, search.data)
         lines.append(f"at most {duration(self.seconds)} on {where}; speed from {self.machine.speed_from}")

@@ -88,9 +88,10 @@ def device_hours(plan: Plan, store: Store, price: float | None = None) -> Device
     """GPU hours, or core hours on CPUs, of the unfinished runs, and their time on other numbers of devices. price: of a
     GPU hour."""
     machine, stages = plan.machine, [list(stage) for stage in pending_seconds(plan, store) if stage]
-    packed = max(1, machine.jobs // machine.gpus) if machine.gpus else 1 / machine.threads
+    devices = machine.ranks * (1 if machine.gpus else machine.threads)  # of a run
+    packed = max(1, machine.jobs // machine.gpus) if machine.gpus and machine.ranks == 1 else 1 / devices
     longest, seconds = sum(map(max, stages)), dict[int, float]()
-    n = 1 if machine.gpus else machine.threads
+    n = devices
     while stages:
         seconds[n] = sum(makespan(stage, max(1, int(n * packed))) for stage in stages)
         if seconds[n] <= longest * 1.001:

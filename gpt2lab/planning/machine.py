@@ -16,7 +16,7 @@ from gpt2lab.basics.cores import usable_cores
 from gpt2lab.basics.text import plural
 from gpt2lab.components.chunked import rows_at_once
 from gpt2lab.config import Config
-from gpt2lab.errors import ConfigError, DataFault
+from gpt2lab.errors import ConfigError, DataFault, Problem
 from gpt2lab.inspection.costs import Costs, matmul_flops, slower_precision
 from gpt2lab.store import Store
 from gpt2lab.training.compiling import decide
@@ -35,12 +35,13 @@ SPEEDS_ENOUGH = 30
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs will execute. `jobs` side by side, each with `threads` CPU threads; jobs x threads <= cores.
+    """Where runs will execute: `jobs` side by side, or one at a time that `ranks` processes share. Each process has
+    `threads` CPU threads; all together no more than there are cores.
 
     A plan depends on the machine through this description alone, so a login node can plan for a GPU node:
     `gpt2lab machine nano > node.json` there, `gpt2lab run FILE --dry-run --machine node.json` here.
 
-    `speed`: estimated FLOP/s of one job; `speed_from`: where that estimate comes from.
+    `speed`: estimated FLOP/s of one process; `speed_from`: where that estimate comes from.
     """
 
     device: str
@@ -56,10 +57,28 @@ class Machine:
     platform: str = field(default_factory=platform.platform)
     local: bool = True
     """whether it is the machine of this process, on which speed can be measured"""
+    ranks: int = 1
+    """processes that share every batch of a run"""
 
     def to_json(self) -> str:
         """Its description, for `machine_of`."""
         return json.dumps({key: value for key, value in asdict(self).items() if key != "local"}, indent=2)
+
+    def with_ranks(self, ranks: int) -> Machine:
+        """With so many processes for every run."""
+        return replace(self, jobs=1, ranks=ranks) if ranks > 1 else self
+
+    @property
+    def run_speed(self) -> float:
+        """Estimated FLOP/s of one run, communication between its ranks not counted."""
+        return self.speed * self.ranks
+
+    @property
+    def at_a_time(self) -> str:
+        """How many runs train at a time, and with how many processes and threads."""
+        if self.ranks > 1:
+            return f"one run at a time, its ranks: {self.ranks}, threads of each: {self.threads}"
+        return f"{self.jobs} at a time, threads each: {self.threads}"
 
     @property
     def stack(self) -> dict[str, str]:
@@ -72,7 +91,9 @@ def machine_of(path: str | Path) -> Machine:
     """A machine by the description in a file. Raises ConfigError."""
     try:
         machine = replace(TypeAdapter(Machine).validate_json(Path(path).read_bytes(), strict=True), local=False)
-        if min(machine.jobs, machine.threads) < 1 or machine.gpus < 0 or not 0 < machine.speed < math.inf:
+        if min(machine.jobs, machine.threads, machine.ranks) < 1 or machine.gpus < 0:
+            raise ValueError
+        if not 0 < machine.speed < math.inf:
             raise ValueError
         return machine
     except OSError as error:
@@ -105,15 +126,38 @@ def shares(jobs: int | None, threads: int | None, cores: int, device: str) -> tu
     return jobs, threads
 
 
-def probe(store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None) -> Machine:
-    """This machine with so many jobs side by side, or as many as fit. Raises ConfigError when that many do not fit."""
+def check_ranks(config: Config, ranks: int, local: int | None = None) -> None:
+    """Raises ConfigError when a batch cannot be divided among `ranks`, or when `local` of them (all, unless given) do
+    not fit on this machine."""
+    problems, local = config.training.problems(config.model.block_size, ranks), local or ranks
+    hint = f"--set training.batch_tokens={problems[0].what.rpartition(' ')[2]}" if problems else None
+    if local > 1:
+        device, threads = choose_device(config.training.device).type, config.training.threads or 1
+        cores = usable_cores()
+        largest = {"cpu": cores // threads, "cuda": torch.cuda.device_count(), "mps": 1}[device]
+        if local > largest:
+            available = (
+                f"{cores} cores, and each rank takes {threads}" if device == "cpu" else f"{largest} of device {device}"
+            )
+            problems.append(Problem("--nproc", f"{local} ranks; this machine has {available}"))
+            hint = f"--nproc {max(1, largest)}"
+    if problems:
+        raise ConfigError(problems, hint=hint)
+
+
+def probe(
+    store: Store, training: TrainingConfig, flops_per_token: float, jobs: int | None = None, ranks: int = 1
+) -> Machine:
+    """This machine with so many jobs side by side, or as many as fit, or with one at a time that `ranks` processes
+    share. Raises ConfigError when that many do not fit."""
     device = choose_device(training.device)
-    jobs, threads = shares(jobs, training.threads, usable_cores(), device.type)
+    jobs, threads = shares(jobs if ranks == 1 else ranks, training.threads, usable_cores(), device.type)
     speed, speed_from = estimate_speed(store, device, threads, flops_per_token, training)
     notes = shortcomings(training.precision, device) or slower_precision(device, training.precision, threads)
     speed_from = "; ".join([speed_from, *notes])
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    return Machine(device.type, device_name(device), threads, jobs, speed, speed_from, gpus)
+    machine = Machine(device.type, device_name(device), threads, jobs, speed, speed_from, gpus)
+    return machine.with_ranks(ranks)
 
 
 def estimate_speed(
@@ -153,14 +197,16 @@ def estimate_speed(
     return work / (work / fastest + GPU_STEP_SECONDS), "a matmul probe, so rough"
 
 
-def estimate_memory(config: Config, model_costs: Costs, device: str) -> int:
-    """Bytes of weights, gradients and AdamW state, of activations kept for backward, and of logits; about right.
+def estimate_memory(config: Config, model_costs: Costs, machine: Machine) -> int:
+    """Bytes that one process takes for weights, gradients and AdamW state, for activations kept for backward, and for
+    logits; about right.
 
     Per layer and token 34 C values of 2 bytes are the usual count for 16-bit training (arXiv:2205.05198); without
     autocast values take 4. Of logits there are at most those of a chunk of rows; with their copies they take 12 bytes.
     """
     model, training = config.model, config.training
-    tokens = (training.micro_batch_sequences or training.batch_tokens // model.block_size) * model.block_size
+    share = training.batch_tokens // model.block_size // machine.ranks
+    tokens = (training.micro_batch_sequences or share) * model.block_size
     width = 34 * model.n_embd * (1 if training.precision in ("bf16", "fp16") else 2)
-    scored = rows_at_once(tokens, model.vocab_size, device)
+    scored = rows_at_once(tokens, model.vocab_size, machine.device)
     return 16 * model_costs.parameters + tokens * model.n_layer * width + 12 * scored * model.vocab_size

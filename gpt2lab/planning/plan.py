@@ -128,7 +128,7 @@ def make_plan(
     reference = known_costs(ablation.arms[ablation.baseline].config)
     arms_made, adjustments = equal_arms(with_tokens(ablation), store, machine)
     for arm in arms_made.values():
-        check_data(arm, arm.data or data)
+        check_data(arm, arm.data or data, machine.ranks)
     costs = {name: known_costs(arm.config) for name, arm in arms_made.items()}
     base = arms_made[ablation.baseline].config
     floor: Floor | None = None
@@ -136,7 +136,7 @@ def make_plan(
     if ablation.metric == LOSS:
         floor, no_floor = find_floor(store, ablation.scale, base, data, machine, reference)
     run_seconds = {
-        n: costs[n].flops_per_token * tokens_left(arm.config) / machine.speed for n, arm in arms_made.items()
+        n: costs[n].flops_per_token * tokens_left(arm.config) / machine.run_speed for n, arm in arms_made.items()
     }
     scope = fit(ablation, floor, run_seconds, seconds=seconds, jobs=machine.jobs, why_no_floor=no_floor)
     in_scope = {name: arms_made[name] for name in scope.arms}
@@ -158,7 +158,7 @@ def make_plan(
             shared=make_runs(arms_made[name], seeds, data, machine) if tuning and tuning.search else (),
             costs=costs[name] if arm is arms_made[name] else known_costs(arm.config),
             seconds=run_seconds[name],
-            memory=estimate_memory(arm.config, costs[name], machine.device),
+            memory=estimate_memory(arm.config, costs[name], machine),
             adjustment=adjustments.get(name),
             tuning=tuning,
             curve={b: make_runs(at_budget(arm, b), seeds, data, machine) for b in budgets if b != 1},

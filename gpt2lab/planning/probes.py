@@ -203,11 +203,11 @@ class MicroBatch:
 
 
 def micro_batch(
-    config: Config, machine: Machine, ranks: int, root: Path, say: Callable[[str], None] = lambda text: None
+    config: Config, machine: Machine, root: Path, say: Callable[[str], None] = lambda text: None
 ) -> MicroBatch:
     """The largest power of two that divides a rank's share of the batch and fits into memory. Raises EnvironmentFault
     where a single sequence does not fit."""
-    path = root / "probes" / f"{digest(key(config, machine, ranks))[:16]}.json"
+    path = root / "probes" / f"{digest(key(config, machine))[:16]}.json"
     record = read_json(path)
     if record is not None:
         try:
@@ -215,8 +215,8 @@ def micro_batch(
         except ValueError:
             hint = command("rm", path) + "; it is then measured again"
             raise DataFault("no micro-batch in it", where=str(path), hint=hint) from None
-    share = config.training.batch_tokens // config.model.block_size // ranks
-    available = available_bytes(machine.device, ranks)
+    share = config.training.batch_tokens // config.model.block_size // machine.ranks
+    available = available_bytes(machine)
     say("trying how many sequences fit into memory")
     uncompiled = _with(config, compile="off")
     result = search(
@@ -227,14 +227,14 @@ def micro_batch(
         (lambda n: probed(config, machine, n, available)) if is_compiled(config, machine.device) else None,
     )
     Store(root).folder("probes")
-    write_json(path, {"found": asdict(result), "measured": now(), **key(config, machine, ranks)})
+    write_json(path, {"found": asdict(result), "measured": now(), **key(config, machine)})
     return result
 
 
-def micro_batch_of(config: Config, machine: Machine, ranks: int) -> MicroBatch:
+def micro_batch_of(config: Config, machine: Machine) -> MicroBatch:
     """Memory and time at the size in the config. Raises EnvironmentFault where it does not fit into memory."""
-    n = config.training.micro_batch_sequences or config.training.batch_tokens // config.model.block_size // ranks
-    return probed(config, machine, n, available_bytes(machine.device, ranks))
+    share = config.training.batch_tokens // config.model.block_size // machine.ranks
+    return probed(config, machine, config.training.micro_batch_sequences or share, available_bytes(machine))
 
 
 def search(
@@ -268,19 +268,20 @@ def search(
     return measured
 
 
-def available_bytes(device: str, ranks: int) -> int:
-    """Memory that one of `ranks` on this machine may use."""
-    if device == "cuda":
-        return int(SHARE[device] * torch.cuda.get_device_properties(0).total_memory)
-    return int(SHARE[device] * psutil.virtual_memory().available / ranks)
+def available_bytes(machine: Machine) -> int:
+    """Memory that one rank may use."""
+    if machine.device == "cuda":
+        return int(SHARE[machine.device] * torch.cuda.get_device_properties(0).total_memory)
+    return int(SHARE[machine.device] * psutil.virtual_memory().available / machine.ranks)
 
 
-def key(config: Config, machine: Machine, ranks: int) -> dict[str, Any]:
+def key(config: Config, machine: Machine) -> dict[str, Any]:
     """Everything that the micro-batch depends on, as plain data."""
     parts = _way_to_train(config, machine)
     training = {name: value for name, value in parts["settings"]["training"].items() if name != "micro_batch_sequences"}
     return {
-        **parts, "settings": {**parts["settings"], "training": training}, "ranks": ranks, "torch": torch.__version__
+        **parts, "settings": {**parts["settings"], "training": training}, "ranks": machine.ranks,
+        "torch": torch.__version__,
     }  # fmt: skip
 
 

@@ -41,14 +41,13 @@ LOCK_PATIENCE_SECONDS = 60.0
 
 def run_searches(
     searches: Mapping[str, Search], record: SweepRecord, store: Store, *, on_event: Listener,
-    tracker: TrackerFactory | None, storage: str | None = None, nproc: int = 1, stays: bool = True,
+    tracker: TrackerFactory | None, storage: str | None = None, stays: bool = True,
     executor: Executor | None = None,
 ) -> SweepRecord:  # fmt: skip
     """Work on all searches until every trial has come to its end; -> the record, which is also in the store.
 
     record:  what was declared, without its searches; no trial is begun after its `time_budget`, in seconds.
     storage: where the trials are kept; beside the runs unless given.
-    nproc:   ranks of every run.
     stays:   whether to wait while other workers are at the last trials, in case they die.
     executor: where runs execute, as many at a time as the machine of the searches says; processes of this machine by
              default.
@@ -73,7 +72,7 @@ def run_searches(
     follower = Follower(store, as_study(record), tracker, say)
     deadline = time.monotonic() + record.time_budget if record.time_budget else math.inf
     try:
-        return Drive(searches, trials, record, store, on_event, follower, nproc, deadline, stays, executor).run()
+        return Drive(searches, trials, record, store, on_event, follower, deadline, stays, executor).run()
     finally:
         follower.close(timeout=CLOSE_SECONDS)
 
@@ -127,7 +126,6 @@ class Drive:
     store: Store
     on_event: Listener
     follower: Follower
-    ranks: int
     deadline: float
     stays: bool
     executor: Executor | None
@@ -142,7 +140,7 @@ class Drive:
     def __post_init__(self) -> None:
         self.machine = next(iter(self.searches.values())).machine
         self.title = f"{self.record.name}: {self.record.question}"
-        executor = self.executor or executor_for(self.machine, self.ranks)
+        executor = self.executor or executor_for(self.machine)
         most = self.machine.jobs if self.executor else None
         self.scheduler = Scheduler(executor, self.tick, self._is_done, most=most)
 

@@ -24,8 +24,8 @@ MICRO = MicroBatch(4, 5 << 30, 10 << 30, 4.0, 0.5)
 
 def planned(*overrides: str, ranks: int = 1, micro: MicroBatch = MICRO) -> Baseline:
     config = load_config("gpt2-124m", ["training.micro_batch_sequences=4", *overrides])
-    machine = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention")
-    return Baseline(config, tuple(overrides), ranks, machine, costs(config.model), micro)
+    machine = Machine("cpu", "an invented processor", 1, 1, 1e9, "invention").with_ranks(ranks)
+    return Baseline(config, tuple(overrides), machine, costs(config.model), micro)
 
 
 @pytest.fixture

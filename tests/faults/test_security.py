@@ -90,7 +90,7 @@ WRITERS: dict[str, Callable[[Store], object]] = {
     "code": lambda store: keep_sources([load_config("nano")], store),
     "noise": lambda store: write_floor(FLOOR, store),
     "throughput": lambda store: recorded(store.root, {"a": load_config("nano")}, HERE),
-    "probes": lambda store: micro_batch(load_config("nano"), HERE, 1, store.root),
+    "probes": lambda store: micro_batch(load_config("nano"), HERE, store.root),
     "sweeps": lambda store: default_address(store.root),
     "artifacts": lambda store: open_tracker(store.root, "an experiment"),
 }

@@ -81,25 +81,25 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
     monkeypatch.setattr(probes, "probed", lambda config, machine, n, available: device(n, available))
     monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 10**6)
     config = load_config("nano", SMALL)
-    first = micro_batch(config, HERE, 1, tmp_path)
+    first = micro_batch(config, HERE, tmp_path)
     asked = len(device.asked)
     monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 1200)  # a busier hour: the same run
-    assert micro_batch(config, HERE, 1, tmp_path) == first and len(device.asked) == asked
+    assert micro_batch(config, HERE, tmp_path) == first and len(device.asked) == asked
     longer = load_config("nano", [*SMALL, "training.steps=700", "training.micro_batch_sequences=2"])
-    assert micro_batch(longer, HERE, 1, tmp_path) == first
+    assert micro_batch(longer, HERE, tmp_path) == first
     wider = load_config("nano", [*SMALL, "model.n_embd=64"])
-    assert micro_batch(wider, HERE, 1, tmp_path).sequences == 2
-    assert micro_batch(config, replace(HERE, device_name="another"), 1, tmp_path).sequences == 2
+    assert micro_batch(wider, HERE, tmp_path).sequences == 2
+    assert micro_batch(config, replace(HERE, device_name="another"), tmp_path).sequences == 2
     for kept in (tmp_path / "probes").iterdir():
         kept.write_text('{"found": {"sequences": "many"}}')
     with pytest.raises(DataFault, match="no micro-batch in it"):
-        micro_batch(config, HERE, 1, tmp_path)
+        micro_batch(config, HERE, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_real_training_is_measured_in_a_process_of_its_own() -> None:
     config = load_config("nano", [*SMALL, "training.micro_batch_sequences=64"])
-    few, many = probed(config, HERE, 1, 10**9), micro_batch_of(config, HERE, 1)
+    few, many = probed(config, HERE, 1, 10**9), micro_batch_of(config, HERE)
     assert many.sequences == 64
     assert 50e6 < few.memory_bytes < many.memory_bytes < 4e9
     whole = load_config("nano", [*SMALL, "training.micro_batch_sequences=1"])  # what is asked counts, not the config

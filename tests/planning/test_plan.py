@@ -94,10 +94,11 @@ def test_costs_tokens_and_estimates(planned: Planned) -> None:
 
 def test_memory_grows_with_what_is_kept(planned: Planned) -> None:
     def memory(**training: Any) -> int:
-        arm = planned().arms["learned"]
+        plan = planned()
+        arm = plan.arms["learned"]
         config = arm.arm.config
         return estimate_memory(config.model_copy(update={"training": config.training.model_copy(update=training)}),
-                               arm.costs, "cpu")  # fmt: skip
+                               arm.costs, plan.machine)  # fmt: skip
 
     plain = memory()
     assert (

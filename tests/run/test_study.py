@@ -15,6 +15,8 @@ import pytest
 from workers import command, is_alive, replace_in, rows_of, wait_for_rows, wait_until
 
 import gpt2lab as g
+from gpt2lab.basics.cores import usable_cores
+from gpt2lab.planning.machine import Machine
 from gpt2lab.store import Store
 
 Call = Callable[..., tuple[int, str]]
@@ -30,6 +32,50 @@ def outcomes(root: Path) -> dict[str, list[Any]]:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         found[run.id] = [rows_of(run), json.loads(evaluation.read_text()), manifest["files"]["model.safetensors"]]
     return found
+
+
+@pytest.mark.slow
+def test_ranks_that_share_every_run_end_as_one_process_does(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
+    """Also the trials of arms that are tuned first."""
+    if usable_cores() < 2:
+        pytest.skip("needs two cores")
+    replace_in(tiny.with_name("tiny.yaml"), ("dropout: 0.1", "dropout: 0"))
+    replace_in(tiny, ("seeds: 2", "seeds: 1\ntune: {space: {optim.lr: [0.005, 0.01]}, seeds: 1}"))
+    losses = {}
+    for runs, words in (("one", ["--jobs", "1"]), ("two", ["--nproc", "2"])):
+        code, said = gpt2lab("run", str(tiny), "--no-tracking", "--runs", runs, *words)
+        assert code == 0, said
+        trained = Store(tmp_path / runs).runs()
+        results = {run.id: run.result() or {} for run in trained}
+        assert len(results) == 6 and {r["stack"]["ranks"] for r in results.values()} == {2 if runs == "two" else 1}
+        losses[runs] = {run: result["metrics"]["val/loss"] for run, result in results.items()}
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
+    code, said = gpt2lab("run", str(tiny), "--no-tracking", "--runs", "one", "--nproc", "2")
+    assert code == 0 and ", 0 trained now" in said  # the number of ranks is no part of a run's id
+
+
+def test_what_ranks_cannot_share_is_refused_and_planned_for(tiny: Path, gpt2lab: Call) -> None:
+    code, said = gpt2lab("run", str(tiny), "--nproc", "64")
+    assert code == 2 and "64 is no multiple of block_size 16 x 64 ranks; the nearest is 1024" in said
+    assert "--nproc: 64 ranks; this machine has" in said and not Path("runs").exists()
+    code, said = gpt2lab("run", str(tiny), "--nproc", "2", "--jobs", "2")
+    assert code == 2 and "--jobs: has no effect with --nproc" in said.replace("invalid value for ", "")
+    plans = []
+    for ranks in (1, 4):
+        node = Machine("cuda", "a GPU", 1, 4, 1e12, "a test", gpus=4)
+        Path("node.json").write_text(node.to_json())
+        words = ["--machine", "node.json", "--dry-run", "--json", "--nproc", str(ranks)]
+        code, said = gpt2lab("run", str(tiny), *words)
+        assert code == 0, said
+        plans.append(json.loads(said.partition("\n")[0]))
+    alone, shared = plans
+    assert (shared["jobs"], shared["ranks"]) == (1, 4)
+    for one, four in zip(alone["arms"], shared["arms"], strict=True):
+        assert four["seconds_per_run"] == pytest.approx(one["seconds_per_run"] / 4)
+        assert four["memory_bytes"] < one["memory_bytes"]
+    assert shared["gpu_hours"] == pytest.approx(alone["gpu_hours"])
+    code, said = gpt2lab("run", str(tiny), "--machine", "node.json", "--dry-run", "--nproc", "4")
+    assert "one run at a time, its ranks: 4, threads of each: 1" in said
 
 
 def test_a_question_in_evidence_out_and_nothing_trained_twice(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
