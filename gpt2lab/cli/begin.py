@@ -161,7 +161,7 @@ def try_(
     changes: Annotated[
         list[str],
         typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting, as optim.lr=0.002; several together.",
-                       metavar="CHANGE..."),
+                       metavar="CHANGE"),
     ],
     scale: options.Scale = None,
     seed: Annotated[int, typer.Option("--seed", help="The one seed.", min=0, max=99)] = 0,

@@ -330,7 +330,7 @@ def write_events(frame: Any, folder: Path) -> Any:
 
 def tag(
     run: options.Run,
-    tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD takes one away.", metavar="TAG...")],
+    tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD takes one away.", metavar="TAG")],
     runs: options.Runs = options.RUNS,
 ) -> None:
     """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, takes a tag away."""

@@ -24,7 +24,7 @@ MOST_JUDGED = 1000
 
 
 def check(
-    files: Annotated[list[str], typer.Argument(help="YAML files of ablations and sweeps.", metavar="FILE...")],
+    files: Annotated[list[str], typer.Argument(help="YAML files of ablations and sweeps.", metavar="FILE")],
     scale: options.Scale = None,
     seeds: options.Seeds = None,
     arms: options.Arms = None,

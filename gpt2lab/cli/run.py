@@ -102,7 +102,7 @@ def run(
             print_plan(study, console, json_, price=price)
             continue
         if executor == PRINT:
-            declare(study, console, json_)
+            declare(study, console, json_, nproc)
             continue
         result = train(study, console, tracking=not no_tracking, max_days=max_days, place=place)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
@@ -110,12 +110,12 @@ def run(
     refuse_failures(*results)
 
 
-def declare(study: Study, console: Any, as_json: bool) -> None:
+def declare(study: Study, console: Any, as_json: bool, nproc: int | None) -> None:
     """Write what workers need, and print how to start one."""
     from gpt2lab.basics.progress import Message
 
     jobs = study.declare(lambda event: say(console, event.text) if isinstance(event, Message) else None)
-    worker = command("work", study.name, runs=study.store.root.resolve())
+    worker = command("work", study.name, nproc=nproc, runs=study.store.root.resolve())
     if as_json:
         print_json({"study": study.name, "runs": [job.run_id for job in jobs], "worker": worker if jobs else None})
     elif jobs:
@@ -127,8 +127,9 @@ def declare(study: Study, console: Any, as_json: bool) -> None:
 
 
 def work(
-    studies: Annotated[list[str], typer.Argument(help="Declared studies, or run ids.", metavar="STUDY...")],
+    studies: Annotated[list[str], typer.Argument(help="Declared studies, or run ids.", metavar="STUDY")],
     jobs: options.Jobs = None,
+    nproc: where.Nproc = None,
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:
@@ -137,8 +138,9 @@ def work(
     from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
 
+    where.refuse_both(jobs, nproc)
     console = console_for(to_stderr=json_)
-    pool = work_on(studies, store_at(runs), jobs=jobs, say=lambda text: say(console, text))
+    pool = work_on(studies, store_at(runs), jobs=jobs, ranks=nproc or 1, say=lambda text: say(console, text))
     endings = list(pool.endings.values())
     failed = f", {endings.count('failed')} failed" if "failed" in endings else ""
     elsewhere = f"; {len(pool.left)} at work in other processes" if pool.left else ""

@@ -74,12 +74,14 @@ MachineFile = Annotated[
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs train. jobs: runs at a time of each worker. machine: that of the workers, where it is described."""
+    """Where runs train. jobs: runs at a time of each worker. ranks: of each run. machine: that of the workers, where it
+    is described."""
 
     executor: str
     workers: int
     sbatch: tuple[str, ...]
     jobs: int | None
+    ranks: int
     machine: Machine | None
 
     @property
@@ -111,8 +113,8 @@ class Place:
             return replace(machine, jobs=self.plugin.capacity)
         if not self.is_elsewhere:
             return machine
-        gpus = 1 if self.executor == RAY else max(1, machine.gpus)  # of each worker
-        jobs = self.jobs or (gpus if machine.gpus else 1)
+        gpus = 1 if self.executor == RAY else max(self.ranks, machine.gpus)  # of each worker
+        jobs = self.jobs or (gpus if machine.gpus and self.ranks == 1 else 1)
         return replace(machine, jobs=self.workers * jobs, gpus=self.workers * gpus if machine.gpus else 0)
 
     def executor_for(self, name: str, say: Callable[[str], None]) -> Executor | None:
@@ -120,7 +122,7 @@ class Place:
         if self.executor == SLURM:
             from gpt2lab.executors.slurm import SlurmExecutor
 
-            return SlurmExecutor(name, self.workers, self.sbatch, self.jobs, say)
+            return SlurmExecutor(name, self.workers, self.sbatch, self.jobs, self.ranks, say)
         if self.executor == RAY:
             from gpt2lab.executors.ray import RayExecutor
 
@@ -144,11 +146,10 @@ def place_of(
             known = f"{', '.join(others)} and {last}" if others else last
             what = f"has no effect with --executor {executor}; it is for {known}"
             raise typer.BadParameter(what, param_hint=f"--{name}")
-    if nproc and executor != LOCAL:
+    refuse_both(jobs, nproc)
+    if nproc and executor not in (LOCAL, SLURM, PRINT):
         what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
         raise typer.BadParameter(what, param_hint=f"--executor {executor}")
-    if nproc and jobs:
-        raise typer.BadParameter("has no effect with --nproc, with which runs train one at a time", param_hint="--jobs")
     used = dry_run or executor != LOCAL
     if machine and not used and is_typed(context, "machine"):
         raise typer.BadParameter("a plan for another machine needs --dry-run or --executor", param_hint="--machine")
@@ -156,7 +157,13 @@ def place_of(
         options = tuple(shlex.split(sbatch))
     except ValueError as error:
         raise ConfigError(str(error), where="--sbatch") from None
-    return Place(executor, workers, options, jobs, machine_of(machine) if machine and used else None)
+    return Place(executor, workers, options, jobs, nproc or 1, machine_of(machine) if machine and used else None)
+
+
+def refuse_both(jobs: int | None, nproc: int | None) -> None:
+    """Raises typer.BadParameter for runs side by side of which each takes the machine."""
+    if jobs and nproc:
+        raise typer.BadParameter("has no effect with --nproc, with which runs train one at a time", param_hint="--jobs")
 
 
 def is_typed(context: Any, name: str) -> bool:

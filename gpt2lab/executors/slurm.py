@@ -59,13 +59,14 @@ class Worker(NamedTuple):
 
 @dataclass
 class SlurmExecutor:
-    """Runs by `workers` Slurm jobs, each with `jobs` runs at a time. name: of the study. options: of sbatch, as
-    "--partition=gpu". say: takes each message for the user, once."""
+    """Runs by `workers` Slurm jobs, each with `jobs` runs at a time, or one that `ranks` processes share. name: of the
+    study. options: of sbatch, as "--partition=gpu". say: takes each message for the user, once."""
 
     name: str
     workers: int = 1
     options: Sequence[str] = ()
     jobs: int | None = None
+    ranks: int = 1
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
     capacity: int = field(default=10**6, init=False)
     _jobs: dict[str, Job] = field(default_factory=dict, init=False)
@@ -172,7 +173,7 @@ class SlurmExecutor:
         """Submit the workers that are missing, for these runs; or take over those of an earlier call."""
         first = self._jobs[run_ids[0]]
         is_cpu = first.identity.get("device") == "cpu"
-        side_by_side = self.jobs or (1 if is_cpu else None)
+        side_by_side = self.jobs or (1 if is_cpu or self.ranks > 1 else None)
         count = min(self.workers, -(-len(run_ids) // (side_by_side or 1))) - len(alive)
         if count <= 0:
             if not self._array:
@@ -180,11 +181,12 @@ class SlurmExecutor:
             return
         make_folder(self._root / "slurm")
         worker = [sys.executable, "-m", "gpt2lab", "work", "--runs", str(self._root)]
-        worker += [*(["--jobs", str(side_by_side)] if side_by_side else []), *run_ids]
+        shared = ["--nproc", str(self.ranks)] if self.ranks > 1 else []
+        worker += [*(shared or (["--jobs", str(side_by_side)] if side_by_side else [])), *run_ids]
         variables = environment_of(copy_of_code(self._root, first.plugins))
         imports = [f"{name}={variables[name]}" for name in IMPORTS]
         script = SCRIPT.format(command=shlex.join(["env", *imports, *worker]), saved=Preempted.exit_code)
-        cores = [f"--cpus-per-task={(side_by_side or 1) * first.threads}"] if is_cpu else []
+        cores = [f"--cpus-per-task={(side_by_side or 1) * self.ranks * first.threads}"] if is_cpu else []
         words = ["sbatch", "--parsable", f"--job-name={self.job_name}", f"--array=0-{count - 1}", "--requeue",
                  "--signal=B:USR1@120", "--open-mode=append", f"--output={self._root}/slurm/%A_%a.log",
                  f"--chdir={os.getcwd()}", *cores, *self.options]  # fmt: skip

@@ -18,9 +18,10 @@ from gpt2lab.basics.cores import usable_cores
 from gpt2lab.errors import EnvironmentFault
 from gpt2lab.executors import Ending
 from gpt2lab.executors.local import LocalExecutor
+from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.executors.scheduler import Scheduler
 from gpt2lab.executors.submitted import enter, is_imported
-from gpt2lab.planning.machine import shares
+from gpt2lab.planning.machine import check_ranks, shares
 from gpt2lab.planning.runs import Run, is_finished
 from gpt2lab.records import run_ids
 from gpt2lab.runner import Job
@@ -100,21 +101,26 @@ class Pool:
         return job
 
 
-def work(names: Sequence[str], store: Store, *, jobs: int | None = None, say: Callable[[str], None] = print) -> Pool:
-    """Train what is free of the named studies and runs, on this machine, as many side by side as fit or `jobs`, until
-    nothing is left that this worker could do; -> what became of them.
+def work(
+    names: Sequence[str], store: Store, *, jobs: int | None = None, ranks: int = 1, say: Callable[[str], None] = print
+) -> Pool:
+    """Train what is free of the named studies and runs, on this machine, as many side by side as fit or `jobs`, or one
+    at a time with several ranks, until nothing is left that this worker could do; -> what became of them.
 
-    Raises ConfigError for names that are neither, EnvironmentFault where a run would become another one here, and
-    Preempted when stopped, with everything saved.
+    Raises ConfigError for names that are neither and for ranks that do not fit, EnvironmentFault where a run would
+    become another one here, and Preempted when stopped, with everything saved.
     """
     pool = Pool(store, [run for name in names for run in runs_of(name, store)])
     free = pool.free()
     first = next(free, None)
     if first is None:
         return pool
-    device = choose_device(config_of(first).training.device).type
-    side_by_side, _ = shares(jobs, first.threads, usable_cores(), device)
-    executor = LocalExecutor(side_by_side, torch.cuda.device_count() if device == "cuda" else 0)
+    config = config_of(first)
+    device = choose_device(config.training.device).type
+    check_ranks(config, ranks)
+    side_by_side, _ = shares(jobs if ranks == 1 else ranks, first.threads, usable_cores(), device)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    executor = RanksExecutor(ranks) if ranks > 1 else LocalExecutor(side_by_side, gpus)
     say(f"{first.root}: {executor.label}, {device}")
 
     def tick() -> None:

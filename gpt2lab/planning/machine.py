@@ -35,8 +35,8 @@ SPEEDS_ENOUGH = 30
 
 @dataclass(frozen=True)
 class Machine:
-    """Where runs will execute: `jobs` side by side, or one at a time that `ranks` processes share. Each process has
-    `threads` CPU threads; all together no more than there are cores.
+    """Where runs will execute: `jobs` side by side, each shared by `ranks` processes, which have `threads` CPU threads;
+    on one machine all together no more than there are cores.
 
     A plan depends on the machine through this description alone, so a login node can plan for a GPU node:
     `gpt2lab machine nano > node.json` there, `gpt2lab run FILE --dry-run --machine node.json` here.
@@ -77,7 +77,7 @@ class Machine:
     def at_a_time(self) -> str:
         """How many runs train at a time, and with how many processes and threads."""
         if self.ranks > 1:
-            return f"one run at a time, its ranks: {self.ranks}, threads of each: {self.threads}"
+            return f"{self.jobs} at a time, ranks each: {self.ranks}, threads of each rank: {self.threads}"
         return f"{self.jobs} at a time, threads each: {self.threads}"
 
     @property

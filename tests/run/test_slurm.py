@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_workers_are_submitted_once_with_the_options_given_and_their_runs(fake: 
     assert not jobs[0].path.exists() and not fake.calls("scancel")
     executor.close()
     assert not fake.jobs() and all("--name=gpt2lab-tiny@tiny-" in words[1] for words in fake.calls("scancel"))
+
+
+def test_workers_whose_runs_have_several_ranks_have_one_run_at_a_time(fake: FakeSlurm, jobs: list[Job]) -> None:
+    executor = SlurmExecutor("tiny@tiny", workers=2, options=["--gpus=8"], ranks=8)
+    assert given(executor, jobs) == []
+    [words] = fake.calls("sbatch")
+    assert "--array=0-1" in words and not any("cpus-per-task" in word for word in words)
+    script = Path(json.loads(fake.jobs()[0].read_text())["script"]).read_text()
+    assert f"work --runs {jobs[0].root} --nproc 8 {jobs[0].run_id}" in script and "--jobs" not in script
+    executor.close()
+    on_cpu = SlurmExecutor("tiny@tiny", ranks=8)
+    assert given(on_cpu, [replace(jobs[0], identity={"device": "cpu"})]) == []  # of four threads
+    assert "--cpus-per-task=32" in fake.calls("sbatch")[-1]
+    on_cpu.close()
 
 
 def test_another_process_finds_the_workers_and_leaves_them_at_work(

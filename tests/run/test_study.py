@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import FakeSlurm
 from workers import command, is_alive, replace_in, rows_of, wait_for_rows, wait_until
 
 import gpt2lab as g
@@ -54,6 +55,22 @@ def test_ranks_that_share_every_run_end_as_one_process_does(tiny: Path, gpt2lab:
     assert code == 0 and ", 0 trained now" in said  # the number of ranks is no part of a run's id
 
 
+@pytest.mark.slow
+def test_workers_and_slurm_start_ranks_for_every_run(tiny: Path, fake_slurm: FakeSlurm, gpt2lab: Call) -> None:
+    if usable_cores() < 2:
+        pytest.skip("needs two cores")
+    words = ("run", str(tiny), "--seeds", "1", "--no-tracking", "--nproc", "2", "--executor")
+    code, said = gpt2lab(*words, "print", "--runs", "declared")
+    assert code == 0 and "gpt2lab work tiny@tiny --nproc 2 --runs" in said
+    code, said = gpt2lab("work", "tiny@tiny", "--nproc", "2", "--runs", "declared")
+    assert code == 0 and "2 ranks on this machine" in said, said
+    code, said = gpt2lab(*words, "slurm")
+    assert code == 0, said
+    for root in ("declared", "runs"):
+        results = [run.result() or {} for run in Store(root).runs()]
+        assert [result["stack"]["ranks"] for result in results] == [2, 2]
+
+
 def test_what_ranks_cannot_share_is_refused_and_planned_for(tiny: Path, gpt2lab: Call) -> None:
     code, said = gpt2lab("run", str(tiny), "--nproc", "64")
     assert code == 2 and "64 is no multiple of block_size 16 x 64 ranks; the nearest is 1024" in said
@@ -75,7 +92,7 @@ def test_what_ranks_cannot_share_is_refused_and_planned_for(tiny: Path, gpt2lab:
         assert four["memory_bytes"] < one["memory_bytes"]
     assert shared["gpu_hours"] == pytest.approx(alone["gpu_hours"])
     code, said = gpt2lab("run", str(tiny), "--machine", "node.json", "--dry-run", "--nproc", "4")
-    assert "one run at a time, its ranks: 4, threads of each: 1" in said
+    assert "1 at a time, ranks each: 4, threads of each rank: 1" in said
 
 
 def test_a_question_in_evidence_out_and_nothing_trained_twice(tiny: Path, gpt2lab: Call, tmp_path: Path) -> None:
