@@ -79,11 +79,11 @@ def test_the_answer_is_kept_for_as_long_as_the_training_is_the_same(
 ) -> None:
     device = Invented(1000, 100)
     monkeypatch.setattr(probes, "probed", lambda config, machine, n, available: device(n, available))
-    monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 10**6)
+    monkeypatch.setattr(probes, "available_bytes", lambda machine: 10**6)
     config = load_config("nano", SMALL)
     first = micro_batch(config, HERE, tmp_path)
     asked = len(device.asked)
-    monkeypatch.setattr(probes, "available_bytes", lambda kind, ranks: 1200)  # a busier hour: the same run
+    monkeypatch.setattr(probes, "available_bytes", lambda machine: 1200)  # a busier hour: the same run
     assert micro_batch(config, HERE, tmp_path) == first and len(device.asked) == asked
     longer = load_config("nano", [*SMALL, "training.steps=700", "training.micro_batch_sequences=2"])
     assert micro_batch(longer, HERE, tmp_path) == first
