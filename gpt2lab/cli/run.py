@@ -127,6 +127,7 @@ def declare(study: Study, console: Any, as_json: bool, nproc: int | None) -> Non
 
 
 def work(
+    context: typer.Context,
     studies: Annotated[list[str], typer.Argument(help="Declared studies, or run ids.", metavar="STUDY")],
     jobs: options.Jobs = None,
     nproc: where.Nproc = None,
@@ -138,9 +139,9 @@ def work(
     from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
 
-    where.refuse_both(jobs, nproc)
-    console = console_for(to_stderr=json_)
-    pool = work_on(studies, store_at(runs), jobs=jobs, ranks=nproc or 1, say=lambda text: say(console, text))
+    console, ranks = console_for(to_stderr=json_), nproc or 1
+    jobs = where.jobs_beside(ranks, jobs, context)
+    pool = work_on(studies, store_at(runs), jobs=jobs, ranks=ranks, say=lambda text: say(console, text))
     endings = list(pool.endings.values())
     failed = f", {endings.count('failed')} failed" if "failed" in endings else ""
     elsewhere = f"; {len(pool.left)} at work in other processes" if pool.left else ""

@@ -146,9 +146,10 @@ def place_of(
             known = f"{', '.join(others)} and {last}" if others else last
             what = f"has no effect with --executor {executor}; it is for {known}"
             raise typer.BadParameter(what, param_hint=f"--{name}")
-    refuse_both(jobs, nproc)
-    if nproc and executor not in (LOCAL, SLURM, PRINT):
-        what = f"trains every run in one process; for {nproc} ranks, submit this command itself, without --executor"
+    ranks = nproc or 1
+    jobs = jobs_beside(ranks, jobs, context)
+    if ranks > 1 and executor not in (LOCAL, SLURM, PRINT):
+        what = f"trains every run in one process; for {ranks} ranks, submit this command itself, without --executor"
         raise typer.BadParameter(what, param_hint=f"--executor {executor}")
     used = dry_run or executor != LOCAL
     if machine and not used and is_typed(context, "machine"):
@@ -157,13 +158,15 @@ def place_of(
         options = tuple(shlex.split(sbatch))
     except ValueError as error:
         raise ConfigError(str(error), where="--sbatch") from None
-    return Place(executor, workers, options, jobs, nproc or 1, machine_of(machine) if machine and used else None)
+    return Place(executor, workers, options, jobs, ranks, machine_of(machine) if machine and used else None)
 
 
-def refuse_both(jobs: int | None, nproc: int | None) -> None:
-    """Raises typer.BadParameter for runs side by side of which each takes the machine."""
-    if jobs and nproc:
+def jobs_beside(ranks: int, jobs: int | None, context: Any) -> int | None:
+    """Runs at a time, as they were asked for; None where ranks share each. Raises typer.BadParameter where both stand
+    on the command line."""
+    if jobs and ranks > 1 and is_typed(context, "jobs"):
         raise typer.BadParameter("has no effect with --nproc, with which runs train one at a time", param_hint="--jobs")
+    return jobs if ranks == 1 else None
 
 
 def is_typed(context: Any, name: str) -> bool:

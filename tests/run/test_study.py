@@ -78,6 +78,7 @@ def test_what_ranks_cannot_share_is_refused_and_planned_for(tiny: Path, gpt2lab:
     assert "--nproc: 64 ranks; this machine has" in said and not Path("runs").exists()
     code, said = gpt2lab("run", str(tiny), "--nproc", "2", "--jobs", "2")
     assert code == 2 and "--jobs: has no effect with --nproc" in said.replace("invalid value for ", "")
+    Path("gpt2lab.toml").write_text("jobs = 4\n")  # of the project, for other commands
     plans = []
     for ranks in (1, 4):
         node = Machine("cuda", "a GPU", 1, 4, 1e12, "a test", gpus=4)
