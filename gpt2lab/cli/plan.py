@@ -217,15 +217,8 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
         record = {"study": study.name, "arms": rows, "seconds": seconds, "replaces": kept, "new_hypotheses": new}
         record |= {"forecast": forecast.as_record(plan), "left_out": list(plan.left_out)}
         record |= forecast.device_hours(plan, store, price).as_record()
-        print_json(
-            {
-                **record,
-                "jobs": machine.jobs,
-                "ranks": machine.ranks,
-                "threads": machine.threads,
-                "device": machine.device,
-            }
-        )
+        shown = {name: getattr(machine, name) for name in ("jobs", "ranks", "threads", "device")}
+        print_json({**record, **shown})
         return
     say(console, total_line(plan, done, seconds))
     against = {pair.arm: pair.against for pair in reversed(plan.ablation.contrasts) if pair.is_pair}

@@ -30,14 +30,8 @@ FILE = "gpt2lab.toml"
 OPTIONS = {"plugins": "plugin", "scale": "scale", "runs": "runs", "reports": "out", "jobs": "jobs",
            "campaign": "campaign", "sbatch": "sbatch", "tracking": "no_tracking"}  # fmt: skip
 """Key of the file -> parameter of commands."""
-TYPES: dict[str, Any] = {
-    "plugins": list,
-    "jobs": int,
-    "tracking": (str, bool),
-    "workers": int,
-    "nproc": int,
-    "price": (int, float),
-}
+TYPES: dict[str, Any] = {"plugins": list, "jobs": int, "tracking": (str, bool), "workers": int, "nproc": int,
+                         "price": (int, float)}  # fmt: skip
 PROFILES = "profiles"
 PROFILE = ("executor", "workers", "jobs", "nproc", "sbatch", "machine", "price")
 """Keys of a profile, each the parameter of a command."""

@@ -90,8 +90,9 @@ class Study:
         data = prepare(baseline.data, progress=progress)
         ablation = replace(ablation, arms=with_own_data(ablation, data, progress))
         fetch_documents({name for arm in ablation.arms.values() for name in arm.config.evaluation.tasks})
-        machine = machine or probe(store, baseline.training, known_costs(baseline).flops_per_token, jobs, ranks)
-        return cls(ablation, store, machine.with_ranks(ranks), data, seconds, reproduce)
+        flops = known_costs(baseline).flops_per_token
+        machine = machine.with_ranks(ranks) if machine else probe(store, baseline.training, flops, jobs, ranks)
+        return cls(ablation, store, machine, data, seconds, reproduce)
 
     @property
     def name(self) -> str:

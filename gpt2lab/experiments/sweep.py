@@ -70,8 +70,9 @@ class SweepPlan:
         data = prepare(config.data, progress=progress)
         fetch_documents({name for arm in loaded.arms.values() for name in arm.config.evaluation.tasks})
         costs = known_costs(config)
-        machine = machine or probe(store, config.training, costs.flops_per_token, jobs, ranks)
-        machine = machine_like(machine.with_ranks(ranks))
+        machine = machine_like(
+            machine.with_ranks(ranks) if machine else probe(store, config.training, costs.flops_per_token, jobs, ranks)
+        )
         record = sweep_record(
             sweep=declared.sweep, scale=loaded.scale, question=declared.question, settings=declared, config=config,
             costs=costs, data=data, machine=machine,

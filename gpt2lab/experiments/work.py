@@ -16,7 +16,7 @@ import torch
 
 from gpt2lab.basics.cores import usable_cores
 from gpt2lab.errors import EnvironmentFault
-from gpt2lab.executors import Ending
+from gpt2lab.executors import Ending, Executor
 from gpt2lab.executors.local import LocalExecutor
 from gpt2lab.executors.ranks import RanksExecutor
 from gpt2lab.executors.scheduler import Scheduler
@@ -117,10 +117,13 @@ def work(
         return pool
     config = config_of(first)
     device = choose_device(config.training.device).type
-    check_ranks(config, ranks)
-    side_by_side, _ = shares(jobs if ranks == 1 else ranks, first.threads, usable_cores(), device)
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
-    executor = RanksExecutor(ranks) if ranks > 1 else LocalExecutor(side_by_side, gpus)
+    executor: Executor
+    if ranks > 1:
+        check_ranks(config, ranks)
+        executor = RanksExecutor(ranks)
+    else:
+        side_by_side, _ = shares(jobs, first.threads, usable_cores(), device)
+        executor = LocalExecutor(side_by_side, torch.cuda.device_count() if device == "cuda" else 0)
     say(f"{first.root}: {executor.label}, {device}")
 
     def tick() -> None:
