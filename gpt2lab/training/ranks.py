@@ -54,6 +54,9 @@ CAUSE = "cause"
 T = TypeVar("T")
 
 _monitor: Monitor | None = None
+_group: dist.ProcessGroup | None = None
+"""The group, kept until the process ends. If the last reference to it were that of DDP's reducer, torch would end
+gloo's threads with Python's lock held, and wait forever for one of them that waits for the lock."""
 
 
 class OtherRankFailed(RankLost):
@@ -120,7 +123,7 @@ def join_world(
     Raises EnvironmentFault for a port that another program has, and Preempted; and what is raised inside, but on all
     ranks except the first to fail OtherRankFailed, and RankLost for a rank that is gone.
     """
-    global _monitor
+    global _monitor, _group
     environment = RankEnvironment.read()
     rank, size, local_rank = environment.rank, environment.size, environment.local_rank
     if size == 1:
@@ -148,6 +151,7 @@ def join_world(
             world_size=size,
             timeout=timedelta(seconds=COLLECTIVE_PATIENCE * timeout_seconds + 60),
         )
+        _group = dist.group.WORLD
         yield World(rank, size, local_rank)
         monitor.leave()
         dist.destroy_process_group()

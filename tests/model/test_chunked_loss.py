@@ -194,17 +194,22 @@ def test_a_gradient_scaler_finds_the_same_step() -> None:
     assert worst({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, plain) < 1e-6
 
 
+def two_passes_in_ddp(model: nn.Module, tokens: Tensor, targets: Tensor) -> None:
+    """Add the gradients of two passes. DDP ends here, before its group: see `ranks._group`."""
+    replica = DistributedDataParallel(Objective(model))
+    for _ in range(2):  # the second one raises an error if the first left a parameter without a gradient
+        replica(tokens, targets)[0].backward()
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("head", ["tied", {"name": "untied", "bias": True}], ids=["matrix", "any"])
-def test_torchs_ddp_hears_of_every_gradient_once(head: Any, tmp_path: Path) -> None:
+def test_ddp_reduces_every_gradient_once(head: Any, tmp_path: Path) -> None:
     model, (tokens, targets) = testing.disturbed(testing.Case("norm", "layernorm").model(head=head)), testing.batch()
     _, alone = gradients(model, tokens, targets)
     model.zero_grad()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
-        together = DistributedDataParallel(Objective(model))
-        for _ in range(2):  # it complains in the second pass about parameters that it heard nothing of in the first
-            together(tokens, targets)[0].backward()
+        two_passes_in_ddp(model, tokens, targets)
     finally:
         dist.destroy_process_group()
     twice = {n: p.grad / 2 for n, p in model.named_parameters() if p.grad is not None}
