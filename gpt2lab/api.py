@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from gpt2lab.analysis.campaigns import Campaign, campaigns_of, registration
-from gpt2lab.analysis.results import collect, final_values, first_runs, judge, load_results, missing_runs
+from gpt2lab.analysis.results import collect, final_values, first_runs, load_results, missing_runs
+from gpt2lab.analysis.studies import judge
 from gpt2lab.basics.progress import Listener, ignore
 from gpt2lab.basics.text import clean, damage_text, html_table, plural
 from gpt2lab.config import Config, load_config

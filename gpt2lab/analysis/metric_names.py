@@ -1,11 +1,15 @@
-"""Direction and unit of a metric, known by its name."""
+"""Names of metrics, and the direction and unit that a name tells."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 from gpt2lab.errors import ConfigError
+
+LOSS, BITS = "val/loss", "val/bits_per_byte"
+TARGET = re.compile(r"(tokens|steps|seconds) to val/loss (\S+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +78,24 @@ def reading_of(name: str | None, higher_is_better: bool | None, unit: str | None
         by_name = MetricSpec(higher_is_better=bool(higher_is_better), unit=called, continuous=False)
     higher = by_name.higher_is_better if higher_is_better is None else higher_is_better
     return replace(by_name, higher_is_better=higher, unit=unit or by_name.unit)
+
+
+def target_name(key: str, loss: float) -> str:
+    """The metric of `tokens_to`, `steps_to` or `seconds_to`. Raises KeyError, ValueError."""
+    if not 0 < loss < math.inf:
+        raise ValueError(loss)
+    what = {"tokens_to": "tokens", "steps_to": "steps", "seconds_to": "seconds"}[key]
+    return f"{what} to {LOSS} {loss:g}"
+
+
+def target_of(metric: str) -> tuple[str, float] | None:
+    """(tokens, steps or seconds, the loss to be reached) of such a metric, else None."""
+    match = TARGET.fullmatch(metric)
+    return (match[1], float(match[2])) if match else None
+
+
+def reading(metric: str) -> MetricSpec:
+    """The reading of a study's primary metric; one whose name says nothing is read as a loss in nats."""
+    if target := target_of(metric):
+        return MetricSpec(higher_is_better=False, unit=target[0], continuous=False)
+    return metric_spec(metric) or PLAIN

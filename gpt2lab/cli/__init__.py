@@ -28,6 +28,7 @@ from gpt2lab.cli import (
     catalogue,
     compare,
     data,
+    doctor,
     ledger,
     manage,
     models,
@@ -58,7 +59,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "Components and data": (
         catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, data.group,
     ),
-    "Installation": (models.doctor, plan.machine, selftest.group, agents.mcp),
+    "Installation": (doctor.doctor, plan.machine, selftest.group, agents.mcp),
 }  # fmt: skip
 """Heading in the help text -> commands."""
 

@@ -188,7 +188,8 @@ def plan_table(title: str, rows: list[dict[str, Any]], against: Mapping[str, str
 
 def next_steps(name: str, store: Store) -> list[str]:
     """What to do about each contrast that the runs of a recorded study left open."""
-    from gpt2lab.analysis.results import cleaned, collect, judge_runs
+    from gpt2lab.analysis.results import cleaned, collect
+    from gpt2lab.analysis.studies import judge_runs
     from gpt2lab.records import run_ids
 
     if name not in store.studies():

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from gpt2lab.analysis import campaigns
-from gpt2lab.analysis.results import collect, judge, reading
+from gpt2lab.analysis.metric_names import reading
+from gpt2lab.analysis.results import collect
+from gpt2lab.analysis.studies import judge
 from gpt2lab.basics.progress import Listener, Message, RunProgress, ignore
 from gpt2lab.basics.text import plural
 from gpt2lab.data.files import Progress as DataProgress
@@ -273,7 +275,7 @@ def confirmation(screen: LoadedAblation, store: Store) -> LoadedAblation | None:
         if run.value is None or run.arm not in values:
             return None
         values[run.arm].append(run.value)
-    sign = -1.0 if reading(record).higher_is_better else 1.0
+    sign = -1.0 if reading(record.metric).higher_is_better else 1.0
     means = {arm: sign * fmean(values[arm]) for arm, entry in screen.arms.items()
              if arm != screen.baseline and not entry.control and values[arm]}  # fmt: skip
     best = sorted((arm for arm, mean in means.items() if math.isfinite(mean)), key=means.__getitem__)[: rule.best]

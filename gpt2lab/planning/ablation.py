@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gpt2lab.analysis.results import BITS, LOSS
+from gpt2lab.analysis.metric_names import BITS, LOSS
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.basics.shipped import found, shipped_names
 from gpt2lab.config import Config, examine, fill_slots, preset_name, preset_names, preset_source, read_overrides

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from gpt2lab.analysis.results import BITS, LOSS, target_name, target_of
+from gpt2lab.analysis.metric_names import BITS, LOSS, target_name, target_of
 from gpt2lab.analysis.verdicts import Declared
 from gpt2lab.basics.text import in_short
 from gpt2lab.config import preset_name, preset_names

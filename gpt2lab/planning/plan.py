@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gpt2lab.analysis.results import LOSS
+from gpt2lab.analysis.metric_names import LOSS
 from gpt2lab.data.curricula import batches_of
 from gpt2lab.data.prepared import Prepared
 from gpt2lab.errors import ConfigError, Problem

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from gpt2lab.analysis.compare import failure_ceiling_of
-from gpt2lab.analysis.results import LOSS
+from gpt2lab.analysis.metric_names import LOSS
 from gpt2lab.basics.text import quantity
 from gpt2lab.config import Config
 from gpt2lab.data.files import data_home

@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 from pydantic import BeforeValidator, Field, field_validator
 
-from gpt2lab.analysis.results import LOSS
+from gpt2lab.analysis.metric_names import LOSS
 from gpt2lab.basics.text import in_short
 from gpt2lab.config import Config
 from gpt2lab.config.fitting import Complaint

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from gpt2lab.analysis import Contrast, in_words
-from gpt2lab.analysis.results import LOSS, Study, StudyRun, cleaned, collect, judge_runs, unit
+from gpt2lab.analysis.metric_names import LOSS, reading
+from gpt2lab.analysis.results import Study, StudyRun, cleaned, collect
+from gpt2lab.analysis.studies import judge_runs
 from gpt2lab.analysis.verdicts import as_json
 from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import Gpt2labError
@@ -119,7 +121,7 @@ def _study(name: str, store: Store, link: str) -> tuple[Record, list[tuple[Study
     copied = ("name", "hash", "ablation", "scale", "question", "created", "metric")
     record = {key: getattr(study, key) for key in copied} | {
         "ablation": study.ablation or study.name, "scale": study.scale or study.scope.preset or study.name,
-        "unit": unit(study), "smallest_effect": verdicts.smallest_effect, "caveat": study.caveat,
+        "unit": reading(study.metric).unit, "smallest_effect": verdicts.smallest_effect, "caveat": study.caveat,
         "scope": list(verdicts.scope), "parameters": study.scope.parameters, "tokens": study.scope.tokens,
         "seeds": {arm.name: arm.n for arm in verdicts.arms}, "baseline": study.baseline, "report": link or None,
         "runs": len(runs), "missing": sum(run.value is None for run in collected), "flops": total.flops,

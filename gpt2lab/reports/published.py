@@ -19,7 +19,9 @@ from typing import Any
 
 from gpt2lab import records
 from gpt2lab.analysis import Contrast
-from gpt2lab.analysis.results import Study, smallest_effect, unit
+from gpt2lab.analysis.metric_names import reading
+from gpt2lab.analysis.results import Study
+from gpt2lab.analysis.studies import smallest_effect
 from gpt2lab.basics.text import DASH
 from gpt2lab.config.source import read_file
 from gpt2lab.errors import ConfigError
@@ -284,7 +286,7 @@ def agree(
         return PublishedAgreement(AGAINST, AGAINST if same_class else f"other sign at {scale}")
     if not same_class:
         return PublishedAgreement(OPEN, f"not seen at {scale}", "what was expected is not said of this size")
-    if size is None or unit(study) != "nats":  # bits per byte depend on the tokenizer
+    if size is None or reading(study.metric).unit != "nats":  # bits per byte depend on the tokenizer
         return PublishedAgreement(OPEN, "not seen", "how large the expected difference is was not published")
     least = smallest_effect(study)
     why = f"no difference larger than {least:g}; the published one is {size:.2g}"

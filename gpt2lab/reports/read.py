@@ -14,20 +14,9 @@ from typing import Any, TypeVar, cast
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.campaigns import Standing, standing_of
-from gpt2lab.analysis.results import (
-    BITS,
-    LOSS,
-    Study,
-    StudyRun,
-    by_arm,
-    cleaned,
-    collect,
-    judge_runs,
-    target_of,
-    text_noise,
-    unit,
-    usable_runs,
-)
+from gpt2lab.analysis.metric_names import BITS, LOSS, reading, target_of
+from gpt2lab.analysis.results import Study, StudyRun, by_arm, cleaned, collect, usable_runs
+from gpt2lab.analysis.studies import judge_runs, text_noise
 from gpt2lab.analysis.tuning import Optimum, chosen
 from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.basics.text import change, clean, setting
@@ -100,7 +89,7 @@ class StudyRead:
 
     @property
     def unit(self) -> str:
-        return unit(self.study)
+        return reading(self.study.metric).unit
 
     @property
     def measured(self) -> str:
@@ -310,7 +299,7 @@ class SweepRead:
 
     @property
     def unit(self) -> str:
-        return unit(self.record)
+        return reading(self.record.metric).unit
 
     @property
     def single(self) -> SearchRead | None:
@@ -369,7 +358,7 @@ def read_record(record: SweepRecord, store: Store, made_from: str = "") -> Sweep
 def _search(label: str, search: SearchRecord, record: SweepRecord) -> SearchRead:
     found = chosen(
         search, record.direction, count=search.count, effect=record.smallest_effect,
-        noise_sd=record.noise.sd if record.noise and record.metric == LOSS else None, unit=unit(record),
+        noise_sd=record.noise.sd if record.noise and record.metric == LOSS else None, unit=reading(record.metric).unit,
     )  # fmt: skip
     return SearchRead(
         label=label,

@@ -11,7 +11,8 @@ from rich.console import Group
 from rich.text import Text
 
 from gpt2lab.analysis import Contrast, in_words
-from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun, scope_text
+from gpt2lab.analysis.results import NOISE_DESIGN, Study, StudyRun
+from gpt2lab.analysis.studies import scope_text
 from gpt2lab.basics.output import LOG_WIDTH
 from gpt2lab.basics.progress import WIDE
 from gpt2lab.basics.text import plural

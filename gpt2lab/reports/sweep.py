@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gpt2lab.analysis.results import LOSS, scope_text
+from gpt2lab.analysis.metric_names import LOSS
+from gpt2lab.analysis.studies import scope_text
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, setting
 from gpt2lab.records import page_folder

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from gpt2lab.analysis import Verdicts
 from gpt2lab.analysis.items import TaskContrast
-from gpt2lab.analysis.results import StudyRun, cleaned, collect, failure_ceiling, judge_runs
+from gpt2lab.analysis.results import StudyRun, cleaned, collect, failure_ceiling
+from gpt2lab.analysis.studies import judge_runs
 from gpt2lab.analysis.verdicts import Contrast
 from gpt2lab.basics.text import damage_text
 from gpt2lab.config import Config, config_from_text

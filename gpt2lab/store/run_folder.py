@@ -348,7 +348,7 @@ class RunFolder:
         self._write_compact(self._parts, parts)
 
     def samples(self) -> dict[str, str]:
-        """Prompt -> how the trained model continues it; empty where nobody asked."""
+        """Prompt -> how the trained model continues it; empty without a request."""
         return {str(k): str(v) for k, v in (read_json(self.path / "samples.json") or {}).items()}
 
     def write_samples(self, samples: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""`benchmarks generate`: all sides write the same, the figures add up, mistakes are told."""
+"""`benchmarks generate`: all sides write the same text, the figures add up, mistakes are refused."""
 
 from __future__ import annotations
 

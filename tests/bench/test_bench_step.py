@@ -1,4 +1,4 @@
-"""`benchmarks step` and `benchmarks memory`: all sides do equal work, the figures add up, mistakes are told."""
+"""`benchmarks step` and `benchmarks memory`: all sides do equal work, the figures add up, mistakes are refused."""
 
 from __future__ import annotations
 

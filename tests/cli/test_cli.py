@@ -260,7 +260,7 @@ FILES = {
 
 @pytest.fixture
 def files(tmp_path: Path, store: Path) -> None:
-    """Files that nobody can use, and a store."""
+    """Files that cannot be used, and a store."""
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
 

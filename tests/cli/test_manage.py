@@ -102,7 +102,7 @@ def test_a_variant_with_a_name_of_its_own_replaces_nothing(
     assert "--name: a name of letters" in gpt2lab("run", ablation, "--name", "a/b", "--dry-run").err
 
 
-def test_a_training_of_weeks_stops_where_nobody_can_answer(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
+def test_a_training_of_weeks_stops_without_a_terminal_to_ask(gpt2lab: Call, ablation: Path, tmp_path: Path) -> None:
     """As `run FILE` without --scale may be one of GPT-2 124M."""
     long = ("--set", "training.steps=100000000000")
     for words in (("run", ablation), ("train", tmp_path / "preset.yaml")):
@@ -202,7 +202,7 @@ def test_clean_deletes_what_was_named_after_asking(gpt2lab: Call, store: Path, t
     assert "--orphans, --where or --older" in gpt2lab("clean").err
     planned = gpt2lab("clean", "--orphans", "--dry-run")
     assert "0" * 16 in planned.out and "would delete 1 run, " in planned.out and orphan.path.is_dir()
-    refused = gpt2lab("clean", "--orphans")  # nobody can answer
+    refused = gpt2lab("clean", "--orphans")  # without a terminal
     assert refused.code == 3 and "--yes" in refused.err and orphan.path.is_dir()
     assert gpt2lab("clean", "--orphans", "--yes").code == 0 and not orphan.path.exists()
     only = gpt2lab("clean", "--where", f"id={kept.id}", "--checkpoints", "-y")

@@ -177,7 +177,7 @@ def test_e5_all_errors_come_in_one_pass_in_the_order_of_the_file(tmp_path: Path)
 
 
 def test_e5_what_is_wrong_itself_takes_no_part_in_clashes() -> None:
-    assert len(problems("nano", "model.n_head=three", "model.n_embd=130")) == 1  # nobody knows whether 130 fits
+    assert len(problems("nano", "model.n_head=three", "model.n_embd=130")) == 1  # whether 130 fits is unknown
     assert len(problems("nano", "training.steps=many", "optim.warmup_steps=99999")) == 1
 
 

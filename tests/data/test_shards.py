@@ -277,7 +277,7 @@ def test_two_at_once_end_with_one(home: Path, tmp_path: Path) -> None:
     assert len(folders(home)) == 1
 
 
-def test_leftovers_of_others_are_swept_only_if_nobody_works_on_them(config: Make, home: Path) -> None:
+def test_leftovers_of_other_processes_are_removed_only_if_unlocked(config: Make, home: Path) -> None:
     dead, alive = (home / "prepared" / f".{key}.1.partial" for key in ("dead", "alive"))
     for folder in (dead, alive):
         folder.mkdir(parents=True)

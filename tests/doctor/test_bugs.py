@@ -88,7 +88,7 @@ def test_every_mistake_is_an_arm() -> None:
     assert sorted(one for ones in wrong.values() for one in ones) == sorted(
         settings[-1].partition(".")[2] for settings in NAMED
     )
-    for name, config in configs.items():  # the count that the plug-ins are told is that of the arm
+    for name, config in configs.items():  # the count that plug-ins get is that of the arm
         size, block = config.training.micro_batch_sequences, config.model.block_size
         options = [c.options["micro_batches"] for c in _choices(config.model) if "micro_batches" in c.options]
         options += [c.options["micro_batches"] for c in _choices(config.optim) if "micro_batches" in c.options]

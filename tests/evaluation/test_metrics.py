@@ -1,4 +1,4 @@
-"""Metrics against plain numpy in float64, and what a metric that breaks is told."""
+"""Metrics against plain numpy in float64, and the message for a metric that breaks."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def _work(request: dict[str, Any]) -> int:
 
 
 def job_of(request: dict[str, Any]) -> Job:
-    """What a worker is told."""
+    """The job of a worker."""
     from gpt2lab.runner import Job
 
     identity = {"data": request["fingerprint"], "device": "cpu"}

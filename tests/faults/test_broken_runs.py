@@ -89,7 +89,7 @@ def test_a_number_that_is_not_finite_makes_the_run_diverged(lab: Lab, tmp_path: 
     found = record(tmp_path, "result")
     assert (found["status"], found["steps"]) == ("diverged", 4)
     assert found["reason"].startswith("training: step 5: loss")
-    assert lab.train(tmp_path) == [NOTHING_LEFT]  # it is a result: nobody tries again
+    assert lab.train(tmp_path) == [NOTHING_LEFT]  # it is a result, and not tried again
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -170,7 +170,7 @@ def test_sixteen_starters_of_one_run_have_one_winner(lab: Lab, tmp_path: Path) -
     assert outcome(tmp_path) == lab.undisturbed()
 
 
-def test_what_a_lock_file_says_stops_nobody(lab: Lab, tmp_path: Path) -> None:
+def test_the_content_of_a_lock_file_blocks_no_run(lab: Lab, tmp_path: Path) -> None:
     """A stale one, of a living process, of another host: only the kernel's lock counts."""
     (tmp_path / RUN).mkdir()
     (tmp_path / RUN / "lock").write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "since": "long ago"}))

@@ -127,7 +127,7 @@ def test_a_mistaken_specification_is_refused(spec: str, says: str) -> None:
 
 
 def test_every_point_is_in_the_code_and_every_one_in_the_code_is_known() -> None:
-    """Those of tensors, too; a point that nobody reaches would be a test that cannot fail."""
+    """Those of tensors, too; a point that is never reached would be a test that cannot fail."""
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py") if path.name != "faults.py")
     assert set(re.findall(r"\bpoint\(\"([\w.]+)\"\)", source)) == faults.POINTS.keys()
     assert set(re.findall(r"\btensor\(\"(\w+)\", ", source)) == faults.TENSORS.keys()

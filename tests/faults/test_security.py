@@ -56,7 +56,7 @@ def test_nothing_in_the_package_reads_what_could_run_code(path: Path) -> None:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with a sound checkpoint and a file, which nobody may touch."""
+    """A folder with a sound checkpoint and a file, which must stay as they are."""
     folder = save(tmp_path / "outside", saving.state(2))
     (folder.parent / "precious.txt").write_text("precious")
     return folder.parent

@@ -14,7 +14,7 @@ from made_up_study import declare, typed
 from gpt2lab.analysis import campaigns
 from gpt2lab.analysis.campaigns import Campaign, campaign_of, conclude, standing_of
 from gpt2lab.analysis.online import ALPHA, levels, weight
-from gpt2lab.analysis.results import judge
+from gpt2lab.analysis.studies import judge
 from gpt2lab.records import StudyRecord
 from gpt2lab.reports.page import render_markdown
 from gpt2lab.reports.read import read_study

@@ -1,4 +1,4 @@
-"""Reading a study back: what counts as a value, what is listed apart, and what the verdicts are told."""
+"""Reading a study back: what counts as a value, what is listed apart, and what the verdicts are computed from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,8 @@ from made_up_study import IDENTITY, KEY, UNIGRAM, run_id, typed, write
 from scipy import stats
 
 from gpt2lab.analysis import compare
-from gpt2lab.analysis.results import (
-    LATE,
-    cleaned,
-    collect,
-    contexts_of,
-    final_values,
-    judge,
-    judge_contexts,
-    load_results,
-    missing_runs,
-)
+from gpt2lab.analysis.results import cleaned, collect, contexts_of, final_values, load_results, missing_runs
+from gpt2lab.analysis.studies import LATE, judge, judge_contexts
 from gpt2lab.errors import ConfigError
 from gpt2lab.records import History, StudyRecord
 from gpt2lab.store import Store

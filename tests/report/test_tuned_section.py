@@ -15,7 +15,7 @@ from made_up_study import declare, run_id, typed, write, write_run
 from made_up_sweep import LR
 from page_reader import part_of
 
-from gpt2lab.analysis.results import judge, scope_text
+from gpt2lab.analysis.studies import judge, scope_text
 from gpt2lab.reports.read import read_study
 from gpt2lab.reports.sections.tuned import tunings
 from gpt2lab.reports.study import terminal_summary, write_report

@@ -1,4 +1,4 @@
-"""Old runs and new code: what differs is told, and runs are kept only if the new code trains the same bits."""
+"""Old runs and new code: what differs is named, and runs are kept only if the new code trains the same bits."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def test_without_a_server_that_works_runs_get_processes_from_scratch(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_takes_nobody_with_it(tiny: Path) -> None:
+def test_a_killed_worker_leaves_the_others_running(tiny: Path) -> None:
     jobs = jobs_of(tiny, "training.steps=200")[:3]
     victims = []
 

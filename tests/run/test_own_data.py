@@ -11,7 +11,8 @@ import pytest
 from tiny import write_text
 from workers import replace_in, rows_of
 
-from gpt2lab.analysis.results import collect, judge, load_results, until
+from gpt2lab.analysis.results import collect, load_results, until
+from gpt2lab.analysis.studies import judge
 from gpt2lab.errors import ConfigError, Preempted
 from gpt2lab.planning.ablation import load_ablation
 from gpt2lab.runner.training import Training

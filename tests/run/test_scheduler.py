@@ -65,7 +65,7 @@ class FakeExecutor:
                 self.cancel(actor.run_id)
 
     def kill(self) -> None:
-        raise AssertionError("nobody asked twice")
+        raise AssertionError("asked twice")
 
 
 class Stage:
@@ -263,7 +263,7 @@ def test_the_same_run_twice_is_tried_again_where_the_first_did_not_finish_it(sta
 
     def at(tick: int) -> None:
         if tick == 3:
-            play.scheduler.cancel("a" * 16)  # who is at work is told, not who waits
+            play.scheduler.cancel("a" * 16)  # a run at work is signalled, a waiting one is not
         elif tick > 3:
             play.finish(-1)
 

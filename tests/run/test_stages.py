@@ -16,7 +16,7 @@ from workers import command, replace_in, wait_until
 
 from gpt2lab import api
 from gpt2lab.analysis import Contrast
-from gpt2lab.analysis.results import judge
+from gpt2lab.analysis.studies import judge
 from gpt2lab.store import Store, read_json, write_json
 
 Call = Callable[..., tuple[int, str]]
@@ -366,7 +366,7 @@ def test_every_arm_is_tuned_and_then_judged_on_fresh_seeds(
 
 
 @pytest.mark.slow
-def test_an_arm_that_diverges_everywhere_costs_nobody_else(
+def test_an_arm_that_diverges_everywhere_leaves_the_others_as_they_are(
     tuned: Path, gpt2lab: Call, tmp_path: Path, inline: list[str]
 ) -> None:
     """The centre of one arm lies where nothing can be trained."""

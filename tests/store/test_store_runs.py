@@ -154,7 +154,7 @@ def test_a_lock_names_its_holder(run: RunFolder) -> None:
         pass
 
 
-def test_a_stale_lock_file_blocks_nobody(run: RunFolder) -> None:
+def test_a_stale_lock_file_blocks_no_run(run: RunFolder) -> None:
     """Not even when its process id lives: here it is our own."""
     run.path.mkdir()
     (run.path / "lock").write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "since": "long ago"}))

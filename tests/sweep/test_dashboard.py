@@ -46,7 +46,7 @@ def asked(address: str) -> Any:
             with urllib.request.urlopen(address, timeout=SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.URLError:
-            assert time.monotonic() < end, "nobody listens"
+            assert time.monotonic() < end, "no server listens"
             time.sleep(0.1)
 
 

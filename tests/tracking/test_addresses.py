@@ -1,4 +1,4 @@
-"""URIs that cannot work are refused in one line, passwords are shown to nobody, links are MLflow's."""
+"""URIs that cannot work are refused in one line, passwords are never shown, links are MLflow's."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_database_is_built_once_whoever_asks(tmp_path: Path, monkeypatch: pyte
     for thread in threads:
         thread.join()
     assert len(built) == 1
-    assert "partial" in built[0], "nobody may see the final name before the database is whole"
+    assert "partial" in built[0], "the final name may exist only once the database is complete"
     assert {p.name for p in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock", ".0123.job.0123abcd.partial"}
 
 

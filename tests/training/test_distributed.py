@@ -72,7 +72,7 @@ def infinite_on_rank_1(world: World) -> dict[str, Any]:
 
 class Sparse(nn.Module):
     """Of its parameters ranks use different ones, as with experts: all, rank 0 alone (in its first micro-batch only, or
-    in its last), or nobody."""
+    in its last), or none."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def unequal_use(world: World) -> list[Any]:
 
 
 def talk(world: World) -> list[Any]:
-    """What ranks hear of each other."""
+    """What ranks exchange."""
     world.barrier()
     return [world.any(world.rank == 1), world.any(False), world.gather({"rank": world.rank})]
 
@@ -167,12 +167,12 @@ def test_unused_parameters_count_as_zero_or_stay_without_gradient(ranks: list[di
         assert rank["unequal"] == [[4.0, 4.0], [2.0, 2.0], [2.0, 2.0], None]
 
 
-def test_ranks_hear_of_each_other(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_exchange_values(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["talk"] == [True, False, [{"rank": 0}, {"rank": 1}]]
 
 
-def test_ranks_that_differ_are_told_in_what(ranks: list[dict[str, Any]]) -> None:
+def test_the_refusal_of_ranks_that_differ_names_the_difference(ranks: list[dict[str, Any]]) -> None:
     assert [rank["disagreement"] for rank in ranks] == [
         "gpt2lab: error [CONFIG] optim.lr: differs between ranks; rank 0: 0.1; rank 1: 0.2\n"
         "gpt2lab: error [CONFIG] extra: differs between ranks; rank 0: nothing; rank 1: 1\n"

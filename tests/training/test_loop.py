@@ -175,7 +175,7 @@ def test_every_micro_step_is_seeded_from_where_it_stands(monkeypatch: pytest.Mon
     seeded: list[tuple[int, ...]] = []
     monkeypatch.setattr("gpt2lab.training.loop.reseed", lambda *where: seeded.append(where[:4]))
     same_for_all = SimpleNamespace(at=lambda step, **where: BATCHES.at(step))
-    third = World(rank=2, size=1)  # of size 1, so that nobody waits for the others
+    third = World(rank=2, size=1)  # of size 1, so that no rank waits for the others
     train(fresh(), batches=same_for_all, world=third, stop_at=2, micro_batch_sequences=3)
     assert seeded == [(7, step, micro, 2) for step in (0, 1) for micro in (0, 1, 2)]
     monkeypatch.undo()

@@ -16,7 +16,7 @@ TIMEOUT = 10.0
 
 
 class Ranks:
-    """Three ranks in one process over a real store; nobody's threads run."""
+    """Three ranks in one process over a real store, without their threads."""
 
     def __init__(self, hosted: bool = False) -> None:
         store = dist.HashStore()  # type: ignore[attr-defined]
@@ -36,7 +36,7 @@ class Ranks:
             monitor.read_others()
 
     def verdict(self, seconds: float, rank: int = 0, beating: tuple[int, ...] = (0, 1, 2)) -> str | None:
-        """What a rank says after so many seconds in which nobody moved and only some beat."""
+        """What a rank reports after so many seconds in which no rank made a step and only some sent a sign of life."""
         watch = self.monitors[rank]
         later = time.monotonic() + seconds
         for other in beating:
@@ -94,7 +94,7 @@ def test_a_rank_that_left_is_not_missed() -> None:
     assert "rank 2" not in str(ranks.verdict(1000, beating=(0, 1)))
 
 
-def test_a_store_that_is_silent_is_rank_0_where_that_keeps_it_and_nobody_elsewhere() -> None:
+def test_a_silent_store_counts_as_the_loss_of_rank_0_only_where_rank_0_hosts_it() -> None:
     for hosted in (False, True):
         ranks = Ranks(hosted)
         ranks.at(7, 7, 7)
@@ -104,7 +104,7 @@ def test_a_store_that_is_silent_is_rank_0_where_that_keeps_it_and_nobody_elsewhe
         assert not hosted or str(found) == "rank 0 has been silent for 11 s, last seen at step 7 in backward"
 
 
-def test_whoever_was_stopped_itself_blames_nobody() -> None:
+def test_a_rank_that_was_stopped_itself_reports_no_other() -> None:
     ranks = Ranks()
     ranks.at(7, 7, 7)
     watch = ranks.monitors[0]

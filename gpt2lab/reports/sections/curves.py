@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpt2lab.analysis.compare import failure_ceiling_of
-from gpt2lab.analysis.results import (
-    BITS,
-    ENDED,
-    LOSS,
-    AtContext,
-    StudyRun,
-    by_arm,
-    contexts_of,
-    failure_ceiling,
-    judge_contexts,
-)
+from gpt2lab.analysis.metric_names import BITS, LOSS
+from gpt2lab.analysis.results import ENDED, StudyRun, by_arm, contexts_of, failure_ceiling
+from gpt2lab.analysis.studies import AtContext, judge_contexts
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, clean, number, shorten, signed
 from gpt2lab.reports import style

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2lab.analysis.results import ENDED, LOSS, StudyRun
+from gpt2lab.analysis.metric_names import LOSS
+from gpt2lab.analysis.results import ENDED, StudyRun
 from gpt2lab.basics.text import DASH, MINUS, clean, number, plural, shorten
 from gpt2lab.errors import DataFault
 from gpt2lab.reports import style

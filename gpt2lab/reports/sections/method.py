@@ -7,8 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gpt2lab.analysis.metric_names import LOSS, target_of
 from gpt2lab.analysis.planning import MULTIPLES
-from gpt2lab.analysis.results import LOSS, Study, moving_rate, scope_text, target_of
+from gpt2lab.analysis.results import Study
+from gpt2lab.analysis.studies import moving_rate, scope_text
 from gpt2lab.analysis.wording import listed
 from gpt2lab.basics.text import number, plural, quantity, setting, time_taken
 from gpt2lab.records import Evaluation, SweepRecord

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpt2lab.analysis.results import LOSS
+from gpt2lab.analysis.metric_names import LOSS
 from gpt2lab.analysis.tuning import Optimum
 from gpt2lab.basics.text import DASH, number, setting, shorten
 from gpt2lab.records import TrialRecord

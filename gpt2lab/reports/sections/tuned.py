@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2lab.analysis import Contrast, Verdicts
-from gpt2lab.analysis.results import RATE, Study, StudyRun, as_written, collect, judge_runs, trial_loss, tuned_settings
+from gpt2lab.analysis.results import Study, StudyRun, collect
+from gpt2lab.analysis.studies import RATE, as_written, judge_runs, trial_loss, tuned_settings
 from gpt2lab.analysis.tuning import OPEN
 from gpt2lab.analysis.wording import decimals
 from gpt2lab.basics.text import DASH, number, plural, quantity, setting, signed

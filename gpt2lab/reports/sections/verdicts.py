@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.analysis import Contrast, Verdicts
 from gpt2lab.analysis.alternatives import LeftOut, alternatives, claim, without_each_seed
+from gpt2lab.analysis.metric_names import LOSS
 from gpt2lab.analysis.planning import FIRST
-from gpt2lab.analysis.results import LOSS, Study
+from gpt2lab.analysis.results import Study
 from gpt2lab.analysis.verdicts import TextNoise
 from gpt2lab.analysis.wording import decimals, listed
 from gpt2lab.basics.text import DASH, apart, change, number, plural, quantity, shorten
