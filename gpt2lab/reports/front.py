@@ -15,7 +15,7 @@ from gpt2lab.basics.text import clean, plural, quantity, time_taken
 from gpt2lab.errors import DataFault
 from gpt2lab.planning.prediction import FILE
 from gpt2lab.reports import prediction, style
-from gpt2lab.reports.page import Page, Section, write_page
+from gpt2lab.reports.page import EARLIER, Page, Section, write_page
 from gpt2lab.reports.tables import CHIPS, Cell, Column, Link, Row, Table, difference_cell, kind_of
 from gpt2lab.store import read_json
 
@@ -37,7 +37,8 @@ def write_front(place: str | Path) -> Path:
     """Write `place`/index.html, README.md and predictions.json over the pages of studies in the folder `place`; returns
     index.html. Raises DataFault for a file that is not as a page writes it."""
     place = Path(place)
-    records = [read(path) for path in sorted(place.glob("*/verdicts.json"))]
+    pages = sorted(place.glob("*/verdicts.json"))
+    records = [read(path) for path in pages if not EARLIER.search(path.parent.name)]  # else runs would count twice
     by_question: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: (record["ablation"], record["parameters"] or 0)):
         by_question.setdefault(record["ablation"], []).append(record)

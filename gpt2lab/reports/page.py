@@ -41,6 +41,8 @@ from gpt2lab.store.files import sha256
 TEMPLATES = Path(__file__).parent / "templates"
 WRITTEN = ".written.json"
 """Beside a page: the list of its files."""
+EARLIER = re.compile(r"~\d+$")
+"""How the folder of an earlier declaration's page ends; see `write_files`."""
 OF_A_PAGE = re.compile(r"(figures/)?[^/\\.][^/\\]*")
 LOCAL = {
     "index.html": re.compile(r'<a href="http://(?:127\.0\.0\.1|localhost)[^"]*">(.*?)</a>'),

@@ -54,6 +54,13 @@ def test_every_question_has_its_answer_at_each_scale(place: Path, tmp_path: Path
     assert_harmless(page.read_text(), r"#|README\.md$|predictions\.json$|posenc%40[a-z0-9-]+/index\.html$")
 
 
+def test_an_earlier_edition_of_a_page_counts_for_nothing(place: Path) -> None:
+    shown = write_front(place).read_text()
+    edition = next(place.glob("*/verdicts.json")).parent
+    shutil.copytree(edition, edition.with_name(f"{edition.name}~1"))
+    assert write_front(place).read_text() == shown
+
+
 def test_a_conclusion_is_of_the_runs_that_it_was_drawn_from(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     record(root, means=POSENC)
