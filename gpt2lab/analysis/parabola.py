@@ -89,7 +89,7 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class ParabolaFit:
     """The minimum; where a field is None, `reason` says why."""
 
     curve: Curve | None = None
@@ -116,7 +116,7 @@ def _octaves(t: float) -> float:
     return 2.0**t if t < sys.float_info.max_exp else math.inf
 
 
-def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd: float | None = None) -> Fit:
+def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd: float | None = None) -> ParabolaFit:
     """The curve through finite values `y` at `x` (low is good), and the 95 % interval of its minimum.
 
     `effect` defines which values are near the lowest one (the better half without it). `noise_sd` is the standard
@@ -126,17 +126,17 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
     x, y = x[chosen], y[chosen]
     t = scaled(x, log)
     if len(np.unique(t)) < LEAST:
-        return Fit(reason=f"fewer than {LEAST} values were tried near the best one")
+        return ParabolaFit(reason=f"fewer than {LEAST} values were tried near the best one")
     if np.ptp(y) <= 1e-9 * float(np.abs(y).max()):
-        return Fit(reason="the trials near the best one are all alike")
+        return ParabolaFit(reason="the trials near the best one are all alike")
     middle, half = (t.max() + t.min()) / 2, np.ptp(t) / 2
     profile = _profile((t - middle) / half, y, noise_sd)
     if profile is None:
-        return Fit(reason="near the best trial there is no valley")
+        return ParabolaFit(reason="near the best trial there is no valley")
     if profile.best in (0, PLACES - 1):
         falls, end, name = ("low", x.min(), "lowest") if profile.best == 0 else ("high", x.max(), "highest")
         reason = f"a curve through the trials near the best one still falls at the {name} of them"
-        return Fit(falls=falls, end=float(end), reason=reason)
+        return ParabolaFit(falls=falls, end=float(end), reason=reason)
     places = unscaled(middle + half * profile.places, log)
     bottom, mean, skew = profile.beta
     curve = Curve(
@@ -145,7 +145,9 @@ def fit(x: Array, y: Array, *, log: bool, effect: float | None = None, noise_sd:
         sd=math.sqrt(profile.rest / profile.df) if profile.df >= FREEDOM else math.nan, points=len(t), log=log,
     )  # fmt: skip
     ends, reason = _interval(profile, _least_squares((t - middle) / half, y), len(t) - SPENT, noise_sd)
-    return Fit(curve=curve, interval=(float(places[ends[0]]), float(places[ends[1]])) if ends else None, reason=reason)
+    return ParabolaFit(
+        curve=curve, interval=(float(places[ends[0]]), float(places[ends[1]])) if ends else None, reason=reason
+    )
 
 
 def _near(y: Array, effect: float | None) -> Array:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpt2lab.analysis.parabola import Curve, Fit, fit, scaled, unscaled
+from gpt2lab.analysis.parabola import Curve, ParabolaFit, fit, scaled, unscaled
 from gpt2lab.analysis.statistics import Array
 from gpt2lab.analysis.wording import decimals, figure, listed
 from gpt2lab.basics.text import plural
@@ -147,7 +147,9 @@ def optimum(
     )  # fmt: skip
     if not len(x):
         return answer
-    fitted = fit(x, y, log=log, effect=effect, noise_sd=noise_sd) if alone else Fit(reason="other settings vary too")
+    fitted = (
+        fit(x, y, log=log, effect=effect, noise_sd=noise_sd) if alone else ParabolaFit(reason="other settings vary too")
+    )
     best = float(x[np.argmin(y)])
     judged = np.concatenate([x, diverged])
     edge, unfinished = _edge(best, fitted, judged, stopped, natural=low if low == 0 and not log else -math.inf)
@@ -159,7 +161,9 @@ def optimum(
     )  # fmt: skip
 
 
-def _edge(best: float, fitted: Fit, judged: Array, stopped: Array, *, natural: float) -> tuple[str | None, str | None]:
+def _edge(
+    best: float, fitted: ParabolaFit, judged: Array, stopped: Array, *, natural: float
+) -> tuple[str | None, str | None]:
     """(side without a trial beyond the best, side bounded by pruned trials only).
 
     `judged`: settings that finished or diverged. Where only one value was tried, the edge is `high`.

@@ -25,7 +25,7 @@ from gpt2lab.cli.options import (
     table_of,
 )
 from gpt2lab.cli.plan import finished_runs, print_plan, total_line, unmeasured_lines
-from gpt2lab.cli.where import LOCAL, PRINT, Place, is_typed, place_of
+from gpt2lab.cli.where import LOCAL, PRINT, Location, is_typed, place_of
 from gpt2lab.errors import DataFault, Problem
 from gpt2lab.experiments import command
 
@@ -179,7 +179,7 @@ def studies(file: Source, **options: Unpack[StudyOptions]) -> Iterable[Study]:
 
 def train(
     study: Study, console: Any, *, tracking: bool, max_days: float,
-    through: Callable[[Listener], Listener] = lambda listener: listener, place: Place | None = None,
+    through: Callable[[Listener], Listener] = lambda listener: listener, place: Location | None = None,
 ) -> StudyResult:  # fmt: skip
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
     agrees. through: what the console's listener is wrapped in. place: where, if not here. Raises EnvironmentFault."""

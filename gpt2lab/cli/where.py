@@ -73,7 +73,7 @@ MachineFile = Annotated[
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where runs train. jobs: runs at a time of each worker. ranks: of each run. machine: that of the workers, where it
     is described."""
 
@@ -133,7 +133,7 @@ class Place:
 def place_of(
     context: typer.Context, executor: str, workers: int, sbatch: str, jobs: int | None, nproc: int | None,
     machine: Path | None, dry_run: bool,
-) -> Place:  # fmt: skip
+) -> Location:  # fmt: skip
     """The place that options name. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
     import shlex
 
@@ -158,7 +158,7 @@ def place_of(
         options = tuple(shlex.split(sbatch))
     except ValueError as error:
         raise ConfigError(str(error), where="--sbatch") from None
-    return Place(executor, workers, options, jobs, ranks, machine_of(machine) if machine and used else None)
+    return Location(executor, workers, options, jobs, ranks, machine_of(machine) if machine and used else None)
 
 
 def jobs_beside(ranks: int, jobs: int | None, context: Any) -> int | None:

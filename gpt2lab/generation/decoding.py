@@ -62,7 +62,7 @@ def generate(
     >>> reader = Reader(model, rows=3)
     >>> for new in generate(reader, [tokenizer.encode("To be")] * 3, Sampling(temperature=0.8, seed=1)): ...
 
-    slide:      beyond the context, drop the older half of the text (see `Batch`); otherwise that is an error.
+    slide:      beyond the context, drop the older half of the text (see `SampleBatch`); otherwise that is an error.
     vocab_size: of the tokenizer, if smaller than the model's: ids beyond it are never sampled.
     ended:      called with sample number and token; true ends the sample, as a stop token does.
 
@@ -108,7 +108,7 @@ def _continue(
     trained = reader.model.config.block_size
     window = min(trained, reader.model.max_context or trained) if slide else None
     groups = [
-        Batch(reader, samples, [prompts[sample] for sample in samples], settings, window, vocab_size)
+        SampleBatch(reader, samples, [prompts[sample] for sample in samples], settings, window, vocab_size)
         for samples in by_length.values()
     ]
     alive = set(range(len(prompts)))
@@ -123,7 +123,7 @@ def _continue(
             return
 
 
-class Batch:
+class SampleBatch:
     """Samples of equal length, with their key/value cache.
 
     samples: their numbers.

@@ -38,7 +38,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadMap:
     """One map of attention weights (T, T), a row for each query; block and head count from 0."""
 
     block: int
@@ -69,7 +69,7 @@ class Reading:
     """
 
     tokens: tuple[str, ...]
-    heads: tuple[Head, ...]
+    heads: tuple[HeadMap, ...]
     guesses: tuple[tuple[tuple[Guess, ...], ...], ...]
     actual: tuple[tuple[float, ...], ...]
 
@@ -93,11 +93,11 @@ class Reading:
         return {"tokens": list(self.tokens), "attention": heads, "lens": lens, "actual": actual, "losses": self.losses}
 
 
-class Watch:
+class PassRecorder:
     """The streams and attention weights of one forward pass."""
 
     def __init__(self, ctx: ForwardContext) -> None:
-        self.ctx, self.streams, self.heads = ctx, list[Tensor](), list[Head]()
+        self.ctx, self.streams, self.heads = ctx, list[Tensor](), list[HeadMap]()
 
     def stream(self, depth: int, x: Tensor) -> None:
         """See `Observer`."""
@@ -109,7 +109,7 @@ class Watch:
         weights = scores.weights(score_map(q, k, bias, scores, scale), self.ctx)[0].cpu()
         self.ctx.carry = carried  # the layer computes them itself, and what it passes on as well
         earlier = sum(head.block == depth for head in self.heads)
-        self.heads += [Head(depth, earlier + number, each) for number, each in enumerate(weights)]
+        self.heads += [HeadMap(depth, earlier + number, each) for number, each in enumerate(weights)]
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def read(model: GPT, tokens: Sequence[int], decode: Callable[[Sequence[int]], st
     if len(tokens) > MOST_TOKENS:
         raise ConfigError(f"{len(tokens)} tokens: a page shows at most {MOST_TOKENS}", where="--text")
     ctx = model.context(torch.tensor([tokens], device=next(model.parameters()).device))
-    ctx.observer = watch = Watch(ctx)
+    ctx.observer = watch = PassRecorder(ctx)
     hook = model.drop.register_forward_hook(lambda module, inputs, x: watch.streams.append(x))
     try:
         model.hidden(ctx)

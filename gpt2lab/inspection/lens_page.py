@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gpt2lab.evaluation.windows import shown
-from gpt2lab.inspection.lens import Head, Reading
+from gpt2lab.inspection.lens import HeadMap, Reading
 
 COLOUR = (48, 112, 224)
 
@@ -27,12 +27,12 @@ def page(name: str, reading: Reading) -> str:
     return templates.get_template("lens_page.html.j2").render(name=name, reading=reading)
 
 
-def means(head: Head) -> str:
+def means(head: HeadMap) -> str:
     """The means of a head in words."""
     return ", ".join(f"{name} {value:.2f}" for name, value in head.means().items() if not math.isnan(value))
 
 
-def image(head: Head) -> str:
+def image(head: HeadMap) -> str:
     """The map of a head for the address of an image."""
     return b64encode(png(head.weights)).decode()
 

@@ -22,7 +22,7 @@ CODE = ("core", "components")
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """One thing in which two runs differ: `a` and `b` as they stand in each, or a definition's code line by line."""
 
     what: str
@@ -43,18 +43,18 @@ def keep_sources(configs: Iterable[Config], store: Store) -> None:
                 write_json(path, parts)
 
 
-def why(a: RunFolder, b: RunFolder, store: Store) -> list[Difference]:
+def why(a: RunFolder, b: RunFolder, store: Store) -> list[RunDifference]:
     """Everything in which the identities of two runs differ; empty when they are the same. Raises ConfigError for a run
     without an identity."""
     first, second = _identity(a), _identity(b)
     differences = [
-        Difference(key, x, y)
+        RunDifference(key, x, y)
         for key, x, y in _different(_flat(first.get("settings", {})), _flat(second.get("settings", {})))
     ]
     for part, name in PART_NAMES.items():
         x, y = first.get(part), second.get(part)
         if x != y:
-            differences.append(Difference(name, _short(x), _short(y)))
+            differences.append(RunDifference(name, _short(x), _short(y)))
     if first.get("core") != second.get("core"):
         differences += _code("core code", first.get("core"), second.get("core"), store)
     components, others = first.get("components", {}), second.get("components", {})
@@ -77,11 +77,11 @@ def _identity(run: RunFolder) -> dict[str, Any]:
     return identity
 
 
-def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[Difference]:
+def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[RunDifference]:
     """Each definition that differs; one sentence where the store does not know what a hash stands for."""
     first, second = (read_json(store.root / "code" / f"{str(code)[:32]}.json") for code in (a, b))
     if first is None or second is None:
-        yield Difference(f"{what}; in what, the store does not know", _short(a), _short(b))
+        yield RunDifference(f"{what}; in what, the store does not know", _short(a), _short(b))
         return
     for name in sorted(first.keys() | second.keys()):
         x, y = first.get(name), second.get(name)
@@ -89,7 +89,7 @@ def _code(what: str, a: str | None, b: str | None, store: Store) -> Iterator[Dif
             continue
         how = "added" if x is None else "gone" if y is None else "changed"
         lines = difflib.unified_diff(str(x or "").splitlines(), str(y or "").splitlines(), lineterm="", n=2)
-        yield Difference(f"{what}: {name.replace(':', '.')} {how}", "", "", tuple(lines)[2:])
+        yield RunDifference(f"{what}: {name.replace(':', '.')} {how}", "", "", tuple(lines)[2:])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, str]:

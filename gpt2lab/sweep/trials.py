@@ -69,7 +69,7 @@ class Trials:
     ) -> None:  # fmt: skip
         self.space, self.settings, self.count, self.worker = space, settings, count, worker or worker_id()
         self._storage, self._study, self._tokens, self._say = storage, study, tokens, say
-        self._points, self._watch = len(points), Watch(grace_seconds)
+        self._points, self._watch = len(points), WorkerWatch(grace_seconds)
         sampler, rest = settings.sampler, max(0, count - len(points))
         drawn = space.points(sampler.name, sampler.seed, rest) if sampler.name != "tpe" and rest else []
         self._fixed = [*points, *drawn]  # parameters of the first trials, which need no results of others
@@ -334,7 +334,7 @@ def shown(worker: str) -> str:
     return worker.rpartition(":")[0] or worker
 
 
-class Watch:
+class WorkerWatch:
     """Which other workers are gone: known at once on this machine, by a silent heartbeat elsewhere. A heartbeat is
     compared with what it was, by the clock of this machine: clocks of others may be wrong. A worker that is taken to be
     gone and is not does no harm: see above."""
