@@ -436,20 +436,22 @@ def run_sweep(
 
 
 def report(
-    name: str, *, out: str | Path = "reports", runs: str | Path = "runs", force_exploratory: bool = False
-) -> Path:
+    name: str, *, out: str | Path = "reports", runs: str | Path = "runs", force_exploratory: bool = False,
+    images: bool = False,
+) -> Path:  # fmt: skip
     """Write the page of a study or sweep below `out`, from the store only; -> its index.html.
 
     name: as `posenc`, or `posenc@nano` where it was run at several scales. force_exploratory: report numbers of arms
-    that are not comparable, as exploratory. Raises ConfigError for an unknown name, DataFault.
+    that are not comparable, as exploratory. images: write figures as PNG and PDF too. Raises ConfigError for an
+    unknown name, DataFault.
     """
     from gpt2lab.reports.read import read_study, read_sweep
     from gpt2lab.reports.study import write_report
     from gpt2lab.reports.sweep import write_sweep_report
 
     if Store(runs).kind(name) == "sweep":
-        return write_sweep_report(read_sweep(name, runs), out)
-    return write_report(read_study(name, runs, force_exploratory=force_exploratory), out)
+        return write_sweep_report(read_sweep(name, runs), out, images=images)
+    return write_report(read_study(name, runs, force_exploratory=force_exploratory), out, images=images)
 
 
 def write_samples(name: str, *, runs: str | Path = "runs", tokens: int = 100) -> None:

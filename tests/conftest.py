@@ -208,4 +208,3 @@ def file_limit() -> FileLimit:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of reports are drawn but not saved, which takes most of the time."""
     monkeypatch.setattr("gpt2lab.reports.style.render", lambda *_: ("<svg/>", "<svg/>"))
-    monkeypatch.setattr("gpt2lab.reports.style.saved", lambda *_, **__: b"")

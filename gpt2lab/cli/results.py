@@ -29,6 +29,9 @@ def report(
             "--publish", help="Write the copy in published/, to be committed, and the page of all that are there."
         ),
     ] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="Write figures as PNG and PDF too, for slides and papers.")
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     samples: Annotated[
         bool, typer.Option("--samples", help="Let every arm continue three prompts first, for the report.")
@@ -63,8 +66,8 @@ def report(
     console = console_for()
     if Store(runs).kind(name) == "sweep":
         sweep = read_sweep(name, runs)
-        kept = is_current(sweep, out)
-        page = page_folder(out, sweep.name) / "index.html" if kept else write_sweep_report(sweep, out=out)
+        kept = is_current(sweep, out) and not images
+        page = page_folder(out, sweep.name) / "index.html" if kept else write_sweep_report(sweep, out, images=images)
         summary = partial(terminal_sweep, sweep, out=out, kept=kept)
     else:
         if samples:
@@ -72,8 +75,8 @@ def report(
 
             api.write_samples(name, runs=runs)
         study = read_study(name, runs, force_exploratory=force_exploratory)
-        kept = is_current(study, out)
-        page = page_folder(out, study.name) / "index.html" if kept else write_report(study, out=out)
+        kept = is_current(study, out) and not images
+        page = page_folder(out, study.name) / "index.html" if kept else write_report(study, out, images=images)
         summary = partial(terminal_summary, study, out, kept=kept, width=console.width)
     published = publish_page(page.parent, out / "published") if publish else None
     if published:

@@ -33,7 +33,7 @@ from gpt2lab.errors import ConfigError, DataFault, unknown
 from gpt2lab.records import NUMBERED, page_folder
 from gpt2lab.registry import line_in
 from gpt2lab.reports.inputs import sum_of_code
-from gpt2lab.reports.style import Picture, drawing
+from gpt2lab.reports.style import IMAGES, Picture, drawing
 from gpt2lab.reports.tables import Table
 from gpt2lab.store import Store, read_bytes, read_json, write_atomically, write_json
 from gpt2lab.store.files import sha256
@@ -278,13 +278,16 @@ def _sum(made_from: str, contents: Mapping[str, str | bytes]) -> str:
     return sha256(repr((made_from, sorted(sums.items()))).encode())
 
 
-def write_page(folder: Path, page: Page, numbers: Mapping[str, str], declaration: int = 1, made_from: str = "") -> Path:
+def write_page(
+    folder: Path, page: Page, numbers: Mapping[str, str], declaration: int = 1, made_from: str = "", *,
+    images: bool = False,
+) -> Path:  # fmt: skip
     """Write a page, its twin, its figures and the files in `numbers`; returns index.html. Everything is rendered before
     the first file is written, so a page that cannot be made leaves the previous one as it was. The page of an earlier
-    declaration is first copied to a folder of its own. made_from: see `sum_of`."""
+    declaration is first copied to a folder of its own. made_from: see `sum_of`. images: figures also as PNG and PDF."""
     files: dict[str, str | bytes] = {f"{page.figures}{figure.name}.svg": figure.alone for figure in page.drawings}
-    for ending in ("png", "pdf") if page.figures else ():
-        files |= {f"{page.figures}{figure.name}.{ending}": getattr(figure, ending) for figure in page.drawings}
+    for ending in IMAGES if images else ():
+        files |= {f"{page.figures}{figure.name}.{ending}": figure.image(ending) for figure in page.drawings}
     files |= {page.files[0]: render_markdown(page), **numbers, "index.html": render_html(page)}
     if any(section.failed for section in page.sections):
         made_from = ""

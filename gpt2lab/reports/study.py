@@ -33,16 +33,17 @@ NARROW = ("Arm", "Mean", "n", "Difference", "Holm p", "Verdict")
 """Columns of the table of verdicts that a narrow terminal shows."""
 
 
-def write_report(read: StudyRead, out: str | Path = "reports") -> Path:
+def write_report(read: StudyRead, out: str | Path = "reports", *, images: bool = False) -> Path:
     """Write `out`/<study>/ with index.html, report.md, figures/, results.csv and verdicts.json;
-    returns index.html.
+    returns index.html. images: figures also as PNG, for slides, and PDF, for papers.
 
     The study may be incomplete; the page then says what is missing. Raises EnvironmentFault when the folder cannot be
     written (the old report stays).
     """
     page = build(read)
     numbers = {"results.csv": _csv(read.runs), "verdicts.json": _json(read, page)}
-    return write_page(page_folder(out, read.name), page, numbers, read.store.declaration(read.name), sum_of(read))
+    folder, declaration = page_folder(out, read.name), read.store.declaration(read.name)
+    return write_page(folder, page, numbers, declaration, sum_of(read), images=images)
 
 
 def build(read: StudyRead) -> Page:

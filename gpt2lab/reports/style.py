@@ -46,7 +46,11 @@ WIDE, HALF = 9.2, 4.5
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-PNG_DPI = 200
+IMAGES: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 200, "metadata": {"Software": None}},
+    "pdf": {"metadata": dict.fromkeys(("Creator", "Producer", "CreationDate"))},
+}
+"""Formats of figures for slides and papers, with the options of each."""
 MOST_NAMED = 36
 """Arms that a legend lists."""
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -115,8 +119,8 @@ def families() -> list[str]:
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn figure: `alone` is a file of its own, `inline` goes into the page and takes its colours from there.
-    `width`: wide, or half of the page."""
+    """One drawn figure: `alone` is an SVG file, `inline` goes into the page and takes its colours from there. `width`:
+    wide, or half of the page."""
 
     name: str
     title: str
@@ -124,8 +128,7 @@ class Picture:
     width: str
     alone: str
     inline: str
-    png: bytes
-    pdf: bytes
+    figure: Figure
 
     def __repr__(self) -> str:
         return f"<Picture {self.name}: {self.title}>"
@@ -135,19 +138,22 @@ class Picture:
 
     def save(self, file: str | Path) -> None:
         """Write it as the ending says: svg, png or pdf. Raises ConfigError for another one."""
-        contents: dict[str, str | bytes] = {".svg": self.alone, ".png": self.png, ".pdf": self.pdf}
-        content = contents.get(Path(file).suffix)
-        if content is None:
+        ending = Path(file).suffix[1:]
+        if ending not in ("svg", *IMAGES):
             raise ConfigError("a name that ends with .svg, .png or .pdf is expected", where=str(file))
-        write_atomically(Path(file), content)
+        write_atomically(Path(file), self.image(ending) if ending in IMAGES else self.alone)
+
+    def image(self, ending: str) -> bytes:
+        """The figure in one of the formats of IMAGES. The same figure gives the same bytes."""
+        buffer = io.BytesIO()
+        with drawing():
+            self.figure.savefig(buffer, format=ending, **IMAGES[ending])
+        return buffer.getvalue()
 
 
 def picture(name: str, title: str, caption: str, figure: Figure, width: str = "wide") -> Picture:
     """Save a figure; call inside `drawing()`. name: of its files."""
-    alone, inline = render(figure, name, title, caption)
-    pdf = saved(figure, "pdf", metadata=dict.fromkeys(("Creator", "Producer", "CreationDate")))
-    png = saved(figure, "png", dpi=PNG_DPI, metadata={"Software": None})
-    return Picture(name, title, caption, width, alone, inline, png, pdf)
+    return Picture(name, title, caption, width, *render(figure, name, title, caption), figure)
 
 
 def lay_out(figure: Figure) -> None:
@@ -205,14 +211,6 @@ def render(figure: Figure, name: str, title: str, description: str) -> tuple[str
     root.attrib.pop("width")
     root.attrib.pop("height")
     return alone, ElementTree.tostring(root, encoding="unicode")
-
-
-def saved(figure: Figure, ending: str, **options: Any) -> bytes:
-    """`figure` as pixels for slides, or as PDF for papers; call inside `drawing()`. The same figure gives the same
-    bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, **options)
-    return buffer.getvalue()
 
 
 def _head(root: ElementTree.Element, name: str, title: str, description: str) -> None:

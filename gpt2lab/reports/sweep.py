@@ -31,7 +31,7 @@ TOP = 5
 """Trials that a terminal shows."""
 
 
-def write_sweep_report(read: SweepRead, out: str | Path = "reports") -> Path:
+def write_sweep_report(read: SweepRead, out: str | Path = "reports", *, images: bool = False) -> Path:
     """Write `out`/<sweep>/ with index.html, report.md, figures/, trials.csv, sweep.json and, once a trial has finished,
     best.yaml (best-<search>.yaml for each of several searches); returns index.html.
 
@@ -39,7 +39,8 @@ def write_sweep_report(read: SweepRead, out: str | Path = "reports") -> Path:
     """
     page, folder, configs = build(read), page_folder(out, read.name), best_configs(read)
     numbers = {"trials.csv": _csv(read), "sweep.json": _json(read, page), **configs}
-    index = write_page(folder, page, numbers, read.store.declaration(read.name, "sweep"), sum_of(read))
+    declaration = read.store.declaration(read.name, "sweep")
+    index = write_page(folder, page, numbers, declaration, sum_of(read), images=images)
     for stale in set(folder.glob("best*.yaml")) - {folder / file for file in configs}:
         stale.unlink()
     return index

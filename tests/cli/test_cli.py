@@ -731,6 +731,10 @@ def test_report_keeps_a_page_that_would_be_the_same_and_says_so(
         answers.append(gpt2lab("report", "posenc").out)
         times.append(index.stat().st_mtime_ns)
     assert answers[1] == answers[0].rstrip() + " (unchanged)\n" and times[0] == times[1]
+    assert gpt2lab("report", "posenc", "--images").out == answers[0]
+    figures = {path.name for path in (index.parent / "figures").iterdir()}
+    assert "differences.svg" in figures and {"differences.png", "differences.pdf"} <= figures
+    assert gpt2lab("report", "posenc").out == answers[1]  # the page with its images is kept
 
 
 @pytest.mark.parametrize("linked", ["posenc@nano", "posenc@nano/figures", "published/posenc@nano"])

@@ -35,15 +35,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_section_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in a section is one of its test."""
     monkeypatch.setattr(page, "_made_or_error", page.made_by)
-
-
-@pytest.fixture
-def pixels() -> None:
-    """For a test that looks into PNG or PDF."""
-
-
-@pytest.fixture(autouse=True)
-def no_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests save figures as SVG alone, which takes half the time."""
-    if "pixels" not in request.fixturenames:
-        monkeypatch.setattr("gpt2lab.reports.style.saved", lambda *_, **__: b"")

@@ -166,7 +166,7 @@ def test_the_page_and_its_twin_tell_what_broke_off_and_what_jumped(study: Path, 
     assert places == sorted(places)  # verdicts first; a training's health is far down, folded
     health_part = source[places[2] : source.index("Runs</h2>")]
     assert not any(word.lower() in re.sub(r"<[^>]+>", " ", health_part).lower() for word in ("better", "worse"))
-    figures = sorted(path.stem for path in (index.parent / "figures").glob("*.png"))
+    figures = sorted(path.stem for path in (index.parent / "figures").glob("*.svg"))
     assert "health" in figures
     assert sorted(re.findall(r"\(figures/([^)]+)\.svg\)", twin)) == figures
 

@@ -55,7 +55,7 @@ def test_what_is_shown_is_short_and_escaped(make_study: MakeStudy, tmp_path: Pat
     assert all(len(repr(contrast)) < LONGEST for contrast in study.verdicts.contrasts)
 
 
-def test_figures_of_the_page_are_shown_and_saved(make_study: MakeStudy, tmp_path: Path, pixels: None) -> None:
+def test_figures_of_the_page_are_shown_and_saved(make_study: MakeStudy, tmp_path: Path) -> None:
     make_study()
     study = g.load_study("posenc", tmp_path / "runs")
     figure = study.plot("seeds")

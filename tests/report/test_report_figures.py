@@ -196,10 +196,10 @@ def test_inline_markup_takes_its_colours_from_the_page_and_its_ids_are_its_own()
     assert referenced <= set(re.findall(r'\bid="([^"]+)"', inline))
 
 
-def test_nothing_leaves_the_frame_of_pixels_which_have_the_layout_of_the_svg(pixels: None) -> None:
+def test_nothing_leaves_the_frame_of_pixels_which_have_the_layout_of_the_svg() -> None:
     for make, arguments in all_figures(["learned", "a rather long name of an arm"]):
         with style.drawing():
             shown = style.picture("name", "t", "d", make(*arguments))
-        image = np.asarray(Image.open(io.BytesIO(shown.png)).convert("RGB"))
+        image = np.asarray(Image.open(io.BytesIO(shown.image("png"))).convert("RGB"))
         for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
             assert (edge == 255).all(), make

@@ -47,7 +47,7 @@ def test_the_example_of_the_documentation_stands_where_it_says(make_study: MakeS
     assert found[found.index("What it costs") + 1] == "The best seed"
     twin = part_of((index.parent / "report.md").read_text(), "The best seed")
     assert re.search(r"^\| rotary \| 1\.\d+ \| [012] \|$", twin, re.M) and "(figures/best-seed.svg)" in twin
-    assert (index.parent / "figures/best-seed.png").exists()
+    assert (index.parent / "figures/best-seed.svg").exists()
     assert json.loads((index.parent / "verdicts.json").read_text())["best_seed"].keys() == {"learned", "rotary"}
 
 

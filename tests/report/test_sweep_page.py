@@ -83,7 +83,7 @@ def test_the_twin_says_what_the_page_says(lr_page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_writing_twice_gives_equal_files(lr_page: Path, tmp_path: Path, pixels: None) -> None:
+def test_writing_twice_gives_equal_files(lr_page: Path, tmp_path: Path) -> None:
     assert_same_files(write_sweep_report(read_sweep("lr", lr_page.parents[1] / "runs"), tmp_path).parent, lr_page)
 
 
