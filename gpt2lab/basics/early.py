@@ -66,8 +66,8 @@ def take() -> Server:
 
 @contextlib.contextmanager
 def started_early(*, wanted: bool) -> Iterator[None]:
-    """With a server for the first executor inside, if `wanted` and if torch is still to be imported here; one that
-    nothing took is ended."""
+    """With a server for the first executor inside, if `wanted` and if torch is still to be imported here, so enter it
+    before any import that needs torch. A server that nothing took is ended."""
     if wanted and sys.platform == "linux" and "torch" not in sys.modules:
         with contextlib.suppress(OSError):  # who needs it starts one, and reports the error
             _early.append(launch())

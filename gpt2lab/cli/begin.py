@@ -158,6 +158,7 @@ def init() -> None:
 
 
 def try_(
+    context: typer.Context,
     changes: Annotated[
         list[str],
         typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting, as optim.lr=0.002; several together.",
@@ -177,6 +178,9 @@ def try_(
     json_: options.Json = False,
 ) -> None:  # fmt: skip
     """Try a change with one seed. Shows its loss beside the baseline's at the same steps while it trains."""
+    from gpt2lab.basics.early import started_early
+
+    context.with_resource(started_early(wanted=True))
     from gpt2lab.cli.manage import side_by_side
     from gpt2lab.cli.run import refuse_failures, studies, train
     from gpt2lab.store.listing import curve_of

@@ -81,10 +81,11 @@ def run(
 ) -> None:  # fmt: skip
     """Run an ablation. Trains what is not finished, judges it and writes the report."""
     from gpt2lab.basics.early import started_early
-    from gpt2lab.planning.ablation import read_source
 
     known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
     context.with_resource(started_early(wanted=executor == LOCAL and not (dry_run or known or nproc)))
+    from gpt2lab.planning.ablation import read_source
+
     place = place_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
     if price is not None and not dry_run and is_typed(context, "price"):
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")
@@ -235,6 +236,7 @@ def finish(
 
 
 def noise(
+    context: typer.Context,
     preset: Annotated[
         str | None,
         typer.Argument(help="Preset or file; without it, list the stored noise floors.", metavar="PRESET"),
@@ -256,6 +258,9 @@ def noise(
     json_: options.Json = False,
 ) -> None:
     """Measure the noise between repeats of a recipe. Used for planning and for verdicts on few seeds."""
+    from gpt2lab.basics.early import started_early
+
+    context.with_resource(started_early(wanted=preset is not None and not dry_run))
     from gpt2lab.planning.noise import floors
     from gpt2lab.store import Store
 

@@ -64,6 +64,10 @@ def sweep(
     json_: options.Json = False,
 ) -> None:  # fmt: skip
     """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
+    from gpt2lab.basics.early import started_early
+
+    known = any((runs / "sweeps").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
+    context.with_resource(started_early(wanted=executor == LOCAL and not (dry_run or known or nproc)))
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.data.progress import rich_progress

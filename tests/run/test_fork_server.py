@@ -314,3 +314,16 @@ def test_a_server_that_was_started_early_serves_the_first_executor_and_an_unused
     with early.started_early(wanted=True):
         (unused,) = early._early
     assert unused.process.returncode == -signal.SIGKILL and not early._early
+
+
+@pytest.mark.parametrize(
+    "words", ["run posenc --scale nano", "sweep lr --scale nano", "noise nano", "try norm=rmsnorm"]
+)
+def test_commands_that_train_start_it_before_they_import_torch_themselves(words: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom gpt2lab.basics import early\nfrom gpt2lab.cli import main\n"
+        "def launch(): raise SystemExit(71)\n"
+        f"early.launch, sys.argv = launch, {['gpt2lab', *words.split(), '--max-days', '0']}\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 71, done.stdout + done.stderr
