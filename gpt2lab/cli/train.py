@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     preset: Annotated[
         str, typer.Argument(help="Preset or YAML file, such as nano or ./mine.yaml.", metavar="PRESET_OR_FILE")
     ],
@@ -39,6 +40,10 @@ def train(
     json_: options.Json = False,
 ) -> None:
     """Train one run: one config, one seed. Under torchrun each process is one of its ranks."""
+    from gpt2lab.basics.early import started_early
+
+    alone = (nproc or 1) == 1 and os.environ.get("WORLD_SIZE", "1") == "1"
+    context.with_resource(started_early(wanted=alone and not dry_run))
     from gpt2lab.training.ranks import RankEnvironment
 
     world = RankEnvironment.read()

@@ -317,7 +317,7 @@ def test_a_server_that_was_started_early_serves_the_first_executor_and_an_unused
 
 
 @pytest.mark.parametrize(
-    "words", ["run posenc --scale nano", "sweep lr --scale nano", "noise nano", "try norm=rmsnorm"]
+    "words", ["run posenc --scale nano", "sweep lr --scale nano", "train nano", "noise nano", "try norm=rmsnorm"]
 )
 def test_commands_that_train_start_it_before_they_import_torch_themselves(words: str, tmp_path: Path) -> None:
     code = (
