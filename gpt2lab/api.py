@@ -445,13 +445,9 @@ def report(
     that are not comparable, as exploratory. images: write figures as PNG and PDF too. Raises ConfigError for an
     unknown name, DataFault.
     """
-    from gpt2lab.reports.read import read_study, read_sweep
-    from gpt2lab.reports.study import write_report
-    from gpt2lab.reports.sweep import write_sweep_report
+    from gpt2lab.reports.write import write_page_of
 
-    if Store(runs).kind(name) == "sweep":
-        return write_sweep_report(read_sweep(name, runs), out, images=images)
-    return write_report(read_study(name, runs, force_exploratory=force_exploratory), out, images=images)
+    return write_page_of(name, Store(runs), out, force_exploratory=force_exploratory, images=images)
 
 
 def write_samples(name: str, *, runs: str | Path = "runs", tokens: int = 100) -> None:

@@ -30,12 +30,11 @@ def ledger(
     """
     from dataclasses import asdict
 
-    from gpt2lab import api
-    from gpt2lab.analysis.campaigns import problems_of
+    from gpt2lab.analysis.campaigns import campaigns_of, problems_of
     from gpt2lab.store.ledger import FILE, read_ledger
 
     store = store_at(runs)
-    lines, problems, campaigns = read_ledger(store.root), problems_of(store), api.campaigns(runs)
+    lines, problems, campaigns = read_ledger(store.root), problems_of(store), campaigns_of(store)
     if name is not None:
         if name not in campaigns:
             raise ConfigError(unknown("campaign", name, [n for n in campaigns if n]), hint="gpt2lab ledger")
@@ -86,7 +85,8 @@ def register(
 
     `gpt2lab ledger --registered HEAD` checks later that the ledger up to that line is what it was.
     """
-    from gpt2lab import api
+    from gpt2lab.analysis.campaigns import registration
 
-    record = api.register(study, runs=runs)
+    store = store_at(runs)
+    record = registration(store.study(study), store)
     print_json(record) if json_ else print(record["line"])

@@ -125,10 +125,10 @@ def sync(
     json_: Json = False,
 ) -> None:
     """Send to MLflow what is missing there."""
-    from gpt2lab import api
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports.page import index_of
     from gpt2lab.store import Store
+    from gpt2lab.tracking import open_tracker
     from gpt2lab.tracking.follower import sync as bring_up_to_date
     from gpt2lab.tracking.follower import tracked_records
 
@@ -137,7 +137,7 @@ def sync(
     store, damaged = Store(runs), list[DataFault]()
     sent, messages = dict[str, int](), sys.stderr if json_ else sys.stdout
     for record in tracked_records(store, name, damaged.append):
-        tracker = api.tracker_of(store, record["ablation"])
+        tracker = partial(open_tracker, store.root, record["ablation"])
         sent[record["name"]] = bring_up_to_date(store, record, tracker, partial(print, file=messages))
         kind = "sweep" if record.get("kind") == "sweep" else "study"
         page = index_of(store, kind, record["name"], out)  # none where the page is that of an earlier declaration

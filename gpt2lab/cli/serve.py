@@ -14,12 +14,12 @@ from mimetypes import guess_type
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from gpt2lab import api
 from gpt2lab.basics.redaction import shown as shown_uri
 from gpt2lab.errors import Gpt2labError
 from gpt2lab.records import NUMBERED, page_folder, run_ids
 from gpt2lab.reports.index import write_index
 from gpt2lab.reports.page import index_of, written_before
+from gpt2lab.reports.write import write_page_of
 from gpt2lab.store import Store
 from gpt2lab.tracking.addresses import default_uri, is_server, list_link, runs_link
 from gpt2lab.tracking.follower import links
@@ -50,7 +50,7 @@ class Pages:
             due, page = time.monotonic() - self.made.get(name, -EVERY_SECONDS) >= EVERY_SECONDS, self._index(name)
             if page is None or (due and self._changed(name) > page.stat().st_mtime):
                 if name:
-                    api.report(name, out=self.out, runs=self.store.root)
+                    write_page_of(name, self.store, self.out)
                 else:
                     write_index(self.store.root, self.out)
                 self.made[name] = time.monotonic()

@@ -737,6 +737,19 @@ def test_report_keeps_a_page_that_would_be_the_same_and_says_so(
     assert gpt2lab("report", "posenc").out == answers[1]  # the page with its images is kept
 
 
+def test_commands_that_only_read_the_store_start_without_torch(store: Path, tmp_path: Path) -> None:
+    commands = ["report posenc", "ledger", "register posenc@nano", "studies", "runs", "status", "note posenc@nano"]
+    code = (
+        "import contextlib, sys\nimport gpt2lab.cli.serve\nfrom gpt2lab.cli import main\n"
+        f"for command in {commands}:\n"
+        "    sys.argv = ['gpt2lab', *command.split()]\n"
+        "    with contextlib.suppress(SystemExit):\n        main()\n"
+        "    if 'torch' in sys.modules: sys.exit(f'{command} imports torch')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("linked", ["posenc@nano", "posenc@nano/figures", "published/posenc@nano"])
 def test_reports_leave_folders_alone_to_which_a_link_leads(
     gpt2lab: Call, store: Path, tmp_path: Path, linked: str
