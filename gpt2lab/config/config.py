@@ -371,7 +371,8 @@ def _lengths(config: Config) -> Iterator[Complaint]:
     training, evaluation, block_size = config.training, config.evaluation, config.model.block_size
     yield from _problems(training.problems(block_size), "model.block_size")
     for too_long in config.optim.problems(training.steps):
-        advice = f"; optim.warmup_steps={training.steps // 10} would be a tenth"
+        tenth = training.steps // 10
+        advice = f"; optim.warmup_steps={tenth} {'would be a tenth' if tenth else 'leaves it out'}"
         yield _complaint(too_long.what + advice, f"{too_long.where} training.steps")
     if config.branch and config.first_step >= training.steps:
         problem = f"it starts from step {config.first_step} and ends at step {training.steps}: nothing is left to train"
