@@ -120,7 +120,7 @@ def families() -> list[str]:
 @dataclass(frozen=True)
 class Picture:
     """One drawn figure: `alone` is an SVG file, `inline` goes into the page and takes its colours from there. `width`:
-    wide, or half of the page."""
+    wide, or half of the page. `figure`: matplotlib's, to be changed and saved by those who want it otherwise."""
 
     name: str
     title: str
