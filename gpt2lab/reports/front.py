@@ -6,7 +6,8 @@ It is made from the `verdicts.json` of the published pages alone, so a clone wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -53,7 +54,7 @@ def write_front(place: str | Path) -> Path:
             f"{plural(len(by_question), 'question')}, {plural(len(records), 'study')}, "
             f"{plural(contrasts, 'contrast')}; {time_taken(seconds)} of training."
         ],
-        sections=[*overview(records), *map(section_of, by_question.values()), *([small_large] if small_large else [])],
+        sections=[*overview(records), *sections_of(by_question.values()), *([small_large] if small_large else [])],
         files=("README.md", FILE),
         figures="",
         source="the published pages",
@@ -109,11 +110,18 @@ def draw(decided: Mapping[str, Sequence[style.Interval]]) -> Figure:
     return figure
 
 
-def section_of(studies: Sequence[Record], compared: str = "Published") -> Section:
+def sections_of(ablations: Collection[Sequence[Record]], compared: str = "Published") -> list[Section]:
+    """A section for each ablation: see `section_of`. Ablations with the same question have their names in the title."""
+    asked = Counter(studies[0]["question"] for studies in ablations)
+    return [section_of(studies, compared, named=asked[studies[0]["question"]] > 1) for studies in ablations]
+
+
+def section_of(studies: Sequence[Record], compared: str, *, named: bool) -> Section:
     """One question: conclusions, and a table with a row for each contrast, a column for each scale, and one for what it
     is compared with."""
+    name = f" ({studies[0]['ablation']})" if named else ""
     return Section(
-        title=clean(studies[0]["question"]),
+        title=clean(studies[0]["question"] + name),
         lead=[f"{_place(study)}: {clean(study['conclusion'] or study['answer'])}" for study in studies],
         table=Table(
             [Column("Contrast"), *(Column(clean(study["scale"]), "", _size(study)) for study in studies),

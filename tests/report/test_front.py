@@ -61,6 +61,15 @@ def test_an_earlier_edition_of_a_page_counts_for_nothing(place: Path) -> None:
     assert write_front(place).read_text() == shown
 
 
+def test_ablations_with_one_question_have_their_names_in_the_titles(tmp_path: Path) -> None:
+    root, place = tmp_path / "runs", tmp_path / "published"
+    for name in ("posenc", "short"):
+        record(root, ablation=name, scale="micro", means=POSENC, question="Which one?")
+        publish(write_report(read_study(f"{name}@micro", root), tmp_path / "reports").parent, place)
+    titles = [line for line in write_front(place).with_name("README.md").read_text().splitlines() if "?" in line[:20]]
+    assert [title for title in titles if title[:3] == "## "] == ["## Which one? (posenc)", "## Which one? (short)"]
+
+
 def test_a_conclusion_is_of_the_runs_that_it_was_drawn_from(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     record(root, means=POSENC)

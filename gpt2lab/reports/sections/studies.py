@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpt2lab.basics.text import plural
-from gpt2lab.reports.front import section_of
+from gpt2lab.reports.front import sections_of
 from gpt2lab.reports.index import Overview, Record
 from gpt2lab.reports.page import Section, section
 from gpt2lab.reports.published import AGAIN, AGAINST, OPEN, RULES
@@ -57,10 +57,8 @@ def questions(read: Overview) -> list[Section]:
     for study in read.studies:
         by_question.setdefault(study["ablation"], []).append(_with_expected(study))
     ordered = [sorted(studies, key=lambda study: study["parameters"] or 0) for studies in by_question.values()]
-    return [
-        replace(section_of(studies, "Expected and published"), aside="; ".join(map(_line, studies)))
-        for studies in ordered
-    ]
+    sections = zip(sections_of(ordered, "Expected and published"), ordered, strict=True)
+    return [replace(section, aside="; ".join(map(_line, studies))) for section, studies in sections]
 
 
 def _line(study: Record) -> str:
