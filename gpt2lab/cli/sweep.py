@@ -63,7 +63,7 @@ def sweep(
     out: options.Out = options.OUT,
     json_: options.Json = False,
 ) -> None:  # fmt: skip
-    """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
+    """Search for the best settings. Trains the unfinished trials and reports the optimum with its interval."""
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.data.progress import rich_progress
