@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from gpt2lab.experiments.ablation import Study
     from gpt2lab.experiments.budget import Budget
 
-INSTRUCTIONS = """Compare changes of GPT-2, and learn what the evidence allows to say. Work like this: components lists
-what can be swapped; write an ablation as YAML and check it; plan it, which says what it takes and what is left of the
-budget; start it; look at its status until it has ended; read its verdicts. Keep a change only for the verdict "better"
-that is supported over the campaign. Every contrast that is started counts as a hypothesis, for good. Arms change one
-thing each; name those that must change several. Scale, validation, smallest effect and alpha stay as in the first study
-of the campaign. A study that stopped at the end of its hours continues when it is started again."""
+INSTRUCTIONS = """Compare changes of GPT-2 and report only what the evidence supports. Workflow: components lists what
+can be swapped; write an ablation as YAML and check it; plan it, which reports its cost and the remaining budget; start
+it; poll its status until it has ended; read its verdicts. Keep a change only if its verdict is "better" and it is
+supported over the campaign. Every contrast that is started counts permanently as a hypothesis. Each arm makes one
+change; name arms that must make several. Scale, validation, smallest effect and alpha stay as in the first study of the
+campaign. A study that stopped at the end of its hours continues when it is started again."""
 LOG_LINES = 12
 
 
 def mcp(
-    hours: Annotated[float, typer.Option("--hours", help="Training time that all studies of the campaign may take, of "
-                                         "this machine, in hours.", min=0.0)],
-    hypotheses: Annotated[int, typer.Option("--hypotheses", help="Contrasts that the campaign may try.", min=1)],
-    campaign: Annotated[str, typer.Option("--campaign", help="The campaign that everything counts in.")] = "agents",
+    hours: Annotated[float, typer.Option("--hours", help="Total training time on this machine for all studies of the "
+                                         "campaign, in hours.", min=0.0)],
+    hypotheses: Annotated[int, typer.Option("--hypotheses", help="Contrasts allowed in the campaign.", min=1)],
+    campaign: Annotated[str, typer.Option("--campaign", help="Campaign that counts all contrasts.")] = "agents",
     scale: Annotated[str, typer.Option("--scale", "-s", help="Preset that all studies run at.")] = "nano",
     jobs: Jobs = None,
     plugin: Plugin = None,
     runs: Runs = RUNS,
     out: Out = OUT,
 ) -> None:  # fmt: skip
-    """Serve programs that run experiments. Over standard input and output, by the Model Context Protocol."""
+    """Serve programs that run experiments. Uses the Model Context Protocol over standard input and output."""
     from gpt2lab.planning.declaration import variant_name
 
     try:
@@ -117,8 +117,8 @@ class Desk:
         }
 
     def check(self, yaml: str) -> dict[str, Any]:
-        """Every mistake of an ablation in YAML, with its key and a suggestion; trains nothing. Keys: ablation (a name),
-        question, base (ignored), baseline, arms (name -> changes by dotted key), seeds, expected."""
+        """Check an ablation in YAML: every mistake with its key and a suggestion; trains nothing. Keys: ablation (a
+        name), question, base (ignored), baseline, arms (name -> changes by dotted key), seeds, expected."""
         from gpt2lab.planning.ablation import load_ablation
 
         ablation = load_ablation(self._source(yaml), scale=self.scale, plugins=self.plugins)
@@ -127,8 +127,8 @@ class Desk:
         return {"study": f"{ablation.name}@{ablation.scale}", "arms": arms, "seeds": seeds}
 
     def plan(self, yaml: str) -> dict[str, Any]:
-        """What an ablation in YAML takes on this machine, what it can find, and what is left of the budget; trains
-        nothing and declares nothing."""
+        """Plan an ablation in YAML: its cost on this machine, the effect that it can detect, and the remaining budget;
+        trains nothing and declares nothing."""
         from gpt2lab.analysis.campaigns import tests_of, tests_so_far
         from gpt2lab.planning import forecast
         from gpt2lab.planning.record import study_record
@@ -142,7 +142,7 @@ class Desk:
         }  # fmt: skip
 
     def start(self, yaml: str, several: list[str] | None = None) -> dict[str, Any]:
-        """Train an ablation in YAML, within what is left of the budget. It is declared in the ledger before its first
+        """Train an ablation in YAML, within the remaining budget. It is declared in the ledger before its first
         run. several: arms that are meant to change more than one thing. Returns at once; see status. Starting it again
         continues it."""
         study = self._study(yaml)
@@ -162,7 +162,7 @@ class Desk:
         return {"study": study.name, "hours_granted": grant.seconds / 3600, "budget": budget.left()}
 
     def status(self, study: str) -> dict[str, Any]:
-        """How far a study of this campaign is: running, finished, failed or stopped at the end of its hours; its runs
+        """Progress of a study of this campaign: running, finished, failed or stopped at the end of its hours; its runs
         by status, and the last lines that it printed."""
         from gpt2lab import api
 
@@ -186,7 +186,7 @@ class Desk:
         }  # fmt: skip
 
     def verdicts(self, study: str) -> dict[str, Any]:
-        """What came out of a study: for every contrast the verdict, the difference with its interval, whether the claim
+        """Results of a study: for every contrast the verdict, the difference with its interval, whether the claim
         is supported over the campaign, and what to do next where that is known."""
         from gpt2lab import api
 
@@ -209,7 +209,7 @@ class Desk:
         return {"study": result.name, **kept, "contrasts": contrasts, "missing": missing, "page": str(written.parent)}
 
     def ledger(self) -> dict[str, Any]:
-        """Every hypothesis of the campaign so far, in order, with what came of it; and what is left of the budget."""
+        """Every hypothesis of the campaign so far, in order, with its outcome; and the remaining budget."""
         from gpt2lab import api
 
         campaign = api.campaigns(self.runs).get(self.campaign)

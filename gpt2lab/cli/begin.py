@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from gpt2lab.store import RunFolder
 
 ABLATION = """# gpt2lab check {name}.yaml --scale {scale}            finds mistakes
-# gpt2lab run {name}.yaml --scale {scale} --dry-run    says what it takes and what it can find
+# gpt2lab run {name}.yaml --scale {scale} --dry-run    prints its cost and the effect that it can detect
 ablation: {name}
-# Your question, in one sentence that a verdict can answer; it stands above the result.
+# Your question, in one sentence that a verdict can answer; it is printed above the result.
 question: {question}
 base: {base}  # replaced by --scale
 baseline: {baseline}  # the arm that the others are compared with
-# Your arms: each changes something. `gpt2lab components` lists what there is, `gpt2lab explain NAME` options and cost.
+# Your arms: each changes something. `gpt2lab components` lists components, `gpt2lab explain NAME` options and cost.
 arms:
   {baseline}: {{}}
 {arms}seeds: 3  # fewer than 3 allow no verdict
 """
 EXAMPLE = """# The smallest difference that would matter to you, in nats; every scale has a default.
 smallest_effect: {{nano: 0.05}}
-# What you expect of each arm, before you have seen anything; it is shown beside the result.
+# What you expect of each arm, written before any result; it is shown beside the result.
 expected: {{{arm}: about equal}}
-# If a change may need another learning rate, each arm can search its own:
+# If a change may need a different learning rate, each arm can search its own:
 # tune: {{grid: {{optim.lr: [0.5x, 1x, 2x]}}}}
 """
-PROJECT = """# options that need not be typed at each command; the command line wins
+PROJECT = """# defaults for options; the command line takes precedence
 scale = "nano"
 runs = "runs"
 reports = "reports"
 # plugins = ["parts.py"]
 # jobs = 2
-# campaign = "norms"   # the line of research that hypotheses count in
+# campaign = "norms"   # the line of research in which hypotheses are counted
 # tracking = "http://127.0.0.1:5000"   # an MLflow server; false logs nowhere
 """
 IGNORED = "/runs/\n/reports/*@*/\n"
@@ -141,14 +141,14 @@ def file_of(name: str, where: str) -> Path:
 def new(
     name: Annotated[str, typer.Argument(help="Name of the ablation; the file is NAME.yaml.", metavar="NAME")],
 ) -> None:
-    """Write an ablation to begin with. A file with comments; a NAME such as rope or qk_norm begins with that."""
+    """Write a starter ablation file. It has comments; a NAME such as rope or qk_norm selects the arms."""
     file = file_of(name, "NAME")
     write_new(file, example_text(file.stem))
     print(f"{file}: edit it, then gpt2lab check {file} --scale nano")
 
 
 def init() -> None:
-    """Make this folder a project. Options, an ablation to begin with, what git ignores; files that are there stay."""
+    """Make this folder a project. Writes gpt2lab.toml, a starter ablation and .gitignore; keeps existing files."""
     write_new(Path(FILE), PROJECT, "gpt2lab new NAME writes another ablation into this project")
     files = {f"{FIRST}.yaml": example_text(FIRST), ".gitignore": IGNORED}
     missing = {name: text for name, text in files.items() if not Path(name).exists()}
@@ -161,14 +161,14 @@ def try_(
     context: typer.Context,
     changes: Annotated[
         list[str],
-        typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting, as optim.lr=0.002; several together.",
+        typer.Argument(help="SLOT=NAME, SLOT=NAME,OPTION=VALUE or a setting such as optim.lr=0.002; may be several.",
                        metavar="CHANGE"),
     ],
     scale: options.Scale = None,
-    seed: Annotated[int, typer.Option("--seed", help="The one seed.", min=0, max=99)] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the run.", min=0, max=99)] = 0,
     set_: options.Set = None,
     promote: Annotated[
-        str | None, typer.Option("--promote", help="Write the ablation file NAME.yaml as well.", metavar="NAME")
+        str | None, typer.Option("--promote", help="Also write the ablation file NAME.yaml.", metavar="NAME")
     ] = None,
     campaign: options.Campaign = None,
     plugin: options.Plugin = None,

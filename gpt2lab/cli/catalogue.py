@@ -28,7 +28,9 @@ ARITY = {"per_layer": "one for all layers, or a list that repeats over them", "l
 
 def components(
     slot: Annotated[str | None, typer.Argument(help="List only this slot.", metavar="[SLOT]")] = None,
-    matrix: Annotated[bool, typer.Option("--matrix", help="List what does not combine with what, and why.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="List pairs of components that do not combine, and why.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/components.md.")] = False,
     plugin: Plugin = None,
     json_: Json = False,
@@ -127,7 +129,7 @@ def explain(
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
-    """Explain one component, or an option. Formula, shapes, options, cost at 124M, source."""
+    """Explain one component, or an option. Shows formula, shapes, options, cost at 124M and source."""
     from gpt2lab.cli.kept import kept
     from gpt2lab.reports.inputs import PACKAGE
 
@@ -237,10 +239,10 @@ def option_explanation(name: str, places: Sequence[Component]) -> dict[str, Any]
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(help="Of which files: ablation, sweep or preset.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="Kind of file: ablation, sweep or preset.", metavar="KIND")],
     plugin: Plugin = None,
 ) -> None:
-    """Print the JSON schema of YAML files. Editors complete and explain keys by it."""
+    """Print the JSON schema of YAML files. Editors use it to complete and explain keys."""
     from gpt2lab.config import Config
     from gpt2lab.config.editor import json_schema
     from gpt2lab.planning.declaration import Ablation

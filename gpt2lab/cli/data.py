@@ -37,7 +37,7 @@ def prepare(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Fetch and tokenize a corpus or a preset's data. Does nothing if it is prepared already.
+    """Fetch and tokenize a corpus or a preset's data. Does nothing if the data is already prepared.
 
     An interrupted preparation continues where it stopped. The default tokenizer for a corpus is gpt2. Options of a
     corpus are set like any other: --set 'data.corpus={name: documents, paths: [FOLDER/*.parquet]}'.
@@ -83,7 +83,7 @@ SAMPLE = 300
 
 @group.command()
 def show(what: What, set_: Set = None, plugin: Plugin = None, json_: Json = False) -> None:
-    """What a corpus is made of, with samples. Fetches it if necessary, but makes no tokens."""
+    """Show the sources of a corpus, with samples. Fetches it if necessary, but does not tokenize it."""
     from gpt2lab.data.corpora import Corpus, corpus
     from gpt2lab.data.prepared import Prepared, list_prepared
     from gpt2lab.data.progress import rich_progress

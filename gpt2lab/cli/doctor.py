@@ -34,7 +34,7 @@ def doctor(
 ) -> None:  # fmt: skip
     """Check this machine, or a run for bugs. In a run: look-ahead, targets, gradients, learning rate and more.
 
-    Exit code 0 when nothing is found, 3 for the machine and 5 for a run otherwise.
+    Exit code 0 without findings; otherwise 3 for the machine and 5 for a run.
     """
     from gpt2lab.doctor.machine import check_machine
     from gpt2lab.doctor.shared import check_shared

@@ -18,15 +18,15 @@ def ledger(
     ] = None,
     registered: Annotated[
         str | None,
-        typer.Option("--registered", metavar="HEAD", help="Whether the ledger still has this line, as `gpt2lab "
-                     "register` printed it."),
+        typer.Option("--registered", metavar="HEAD", help="Check that the ledger still has this line, as "
+                     "printed by `gpt2lab register`."),
     ] = None,
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:  # fmt: skip
-    """List every declared hypothesis by campaign. With what came out; checks that no line was changed.
+    """List every declared hypothesis by campaign. Shows outcomes and checks that no line was changed.
 
-    Exit code 4 where one was changed or is missing.
+    Exit code 4 if one was changed or is missing.
     """
     from dataclasses import asdict
 
@@ -71,7 +71,7 @@ def ledger(
             say(console, *campaign.sentences(), f"{time_taken(campaign.seconds)} of training", "")
         say(console, f"{len(lines.lines)} lines in {store.root / FILE}, head {lines.head or 'none'}", wrap=False)
     if problems:
-        hint = "restore the file from a copy; what it says since then cannot be trusted"
+        hint = "restore the file from a backup; later entries cannot be trusted"
         fault = DataFault([Problem(str(store.root / FILE), problem) for problem in problems], hint=hint)
         raise SystemExit(print_fault(fault, as_json=json_))
 
@@ -81,9 +81,9 @@ def register(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Print a study's declaration for a public place. An issue, a commit message, a git tag.
+    """Print a study's declaration for a public place. Put it into an issue, a commit message or a git tag.
 
-    `gpt2lab ledger --registered HEAD` checks later that the ledger up to that line is what it was.
+    `gpt2lab ledger --registered HEAD` checks later that the ledger up to that line is unchanged.
     """
     from gpt2lab.analysis.campaigns import registration
 

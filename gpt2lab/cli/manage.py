@@ -95,7 +95,10 @@ def study_row(store: Any, kind: str, name: str, out: Any) -> dict[str, Any]:
 def runs(
     where: Where = None,
     sort: Annotated[
-        str | None, typer.Option("--sort", help="A column, as val; -val for the other way round. Newest first.")
+        str | None,
+        typer.Option(
+            "--sort", help="Column to sort by, such as val; -val for descending order. By default newest first."
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help=f"Show so many; a table has {MOST_ROWS} by default.", min=1)
@@ -104,7 +107,7 @@ def runs(
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:
-    """List the runs of the store. Shows what each changes, what it reached, and the study that uses it."""
+    """List the runs of the store. Shows each run's changes, result and the study that uses it."""
     from gpt2lab.basics.text import clean
     from gpt2lab.store.listing import COLUMNS, age, ordered, run_rows, selected
 
@@ -151,7 +154,7 @@ def _flat(value: Any) -> Any:
 
 
 def status(runs: options.Runs = options.RUNS, json_: options.Json = False) -> None:
-    """Show what trains now. Also on other machines that share the folder of runs."""
+    """Show the runs in training. Includes other machines that share the folder of runs."""
     from gpt2lab.store.listing import age, facts_of, run_row, uses
 
     store = store_at(runs)
@@ -167,16 +170,16 @@ def status(runs: options.Runs = options.RUNS, json_: options.Json = False) -> No
         what = "; ".join(row["studies"]) or "no study"
         say(console, f"{row['id']}  {what}  step {row['step']}  val {loss}  last row {age(row['ended'])} ago  "
                      f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}")  # fmt: skip
-    say(console, *([] if rows else [f"nothing trains in {runs}"]))
+    say(console, *([] if rows else [f"no run is training in {runs}"]))
 
 
 def show(
     run: options.Run,
-    full: Annotated[bool, typer.Option("--full", help="Config, identity, result and evaluations as well.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Also show config, identity, result and evaluations.")] = False,
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:
-    """Show one run in short: study, arm, loss, curve, time, files. What is damaged is shown by its error."""
+    """Summarise one run: study, arm, loss, curve, time, files. Damaged parts show their error."""
     from gpt2lab.store.listing import facts_of, run_row, uses
 
     damaged = False
@@ -240,7 +243,7 @@ def summary_lines(folder: Any, row: dict[str, Any]) -> list[str]:
 def diff(
     run_a: options.Run, run_b: options.Run, runs: options.Runs = options.RUNS, json_: options.Json = False
 ) -> None:
-    """Compare two runs. Settings that differ, and validation loss at the same steps."""
+    """Compare two runs. Shows settings that differ, and validation loss at the same steps."""
     from gpt2lab.store.listing import config_of, curve_of
 
     store = store_at(runs)
@@ -284,7 +287,7 @@ def curves(
     ],
     runs: options.Runs = options.RUNS,
 ) -> None:
-    """Write every curve of a study to a file. Columns arm, seed, step, metric, value; or a folder for TensorBoard."""
+    """Write all curves of a study to a file. Columns: arm, seed, step, metric, value; or a folder for TensorBoard."""
     from gpt2lab.analysis.results import load_results
 
     if file.suffix not in (".csv", ".parquet", "") or (file.is_dir() != (not file.suffix) and file.exists()):
@@ -330,10 +333,10 @@ def write_events(frame: Any, folder: Path) -> Any:
 
 def tag(
     run: options.Run,
-    tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD takes one away.", metavar="TAG")],
+    tags: Annotated[list[str], typer.Argument(help="Words to find it by; -WORD removes one.", metavar="TAG")],
     runs: options.Runs = options.RUNS,
 ) -> None:
-    """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, takes a tag away."""
+    """Tag a run, for `gpt2lab runs --where tags=WORD`. A leading minus, after --, removes a tag."""
     folder = store_at(runs).find(run)
     chosen = folder.remarks()["tags"]
     for word in tags:
@@ -347,7 +350,7 @@ def note(
     name: Annotated[str, typer.Argument(help="A run id or its first digits, or a study.", metavar="NAME")],
     text: Annotated[
         str | None,
-        typer.Argument(help="What to remember; '' to forget. Without it, show what is written.", metavar="[TEXT]"),
+        typer.Argument(help="What to remember; '' to forget. Without it, show the note.", metavar="[TEXT]"),
     ] = None,
     runs: options.Runs = options.RUNS,
 ) -> None:
@@ -360,7 +363,7 @@ def note(
             print(f"{study.name}: {harmless(store.conclusion(study)) or 'no conclusion'}")
             return
         store.conclude(study, text)
-        print(f"{study.name}: {text or 'no conclusion'}\nits page shows that after: gpt2lab report {study.name}")
+        print(f"{study.name}: {text or 'no conclusion'}\nto update its page: gpt2lab report {study.name}")
         return
     folder = store.find(name)
     if text is not None:
@@ -383,7 +386,7 @@ def clean(
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:
-    """Delete runs, or their checkpoints, after asking. Runs at work and records of studies stay."""
+    """Delete runs, or their checkpoints, after asking. Keeps runs in training and records of studies."""
     from gpt2lab.store.listing import age, run_rows, seconds_since, selected
 
     if not (orphans or where or older):
@@ -407,7 +410,7 @@ def clean(
     if dry_run or not rows:
         say(console, f"would delete {what}" if rows else "nothing to delete")
     elif not yes and not (sys.stdin.isatty() and typer.confirm(f"delete {what}?", err=True)):
-        raise EnvironmentFault(f"nothing is deleted without an answer: {what}", where=str(runs), hint="--yes")
+        raise EnvironmentFault(f"nothing is deleted without confirmation: {what}", where=str(runs), hint="--yes")
     for row in rows if not dry_run else ():
         try:
             with store.run(row["id"]).lock():

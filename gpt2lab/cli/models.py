@@ -85,10 +85,10 @@ def eval_(
         raise ConfigError("one run, or one study, is expected", hint="gpt2lab eval --study NAME --metric top1")
     for is_wrong, problem in (
         (tasks is not None and (metric or corpus), "--tasks cannot be combined with --metric or --corpus"),
-        (tasks is None and limit, "--limit is about --tasks"),
-        (study and corpus, "--corpus is about one model, not about a study"),
+        (tasks is None and limit, "--limit applies to --tasks only"),
+        (study and corpus, "--corpus evaluates one model, not a study"),
         ((tasks is None and (against or smallest_effect)) or (study and against),
-         "--against and --smallest-effect are about --tasks; a study has contrasts of its own"),
+         "--against and --smallest-effect apply to --tasks only; a study has its own contrasts"),
     ):  # fmt: skip
         if is_wrong:
             raise ConfigError(problem, hint="gpt2lab eval --help")
@@ -218,16 +218,18 @@ def sample(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", help="Tokens per sample; by default 200, or as many as fit.")
     ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="0: always take the best token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k best tokens only.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always take the most likely token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample from the k most likely tokens only.")] = None,
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Sample from the smallest set with this total probability.")
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Sample from tokens with this share of the best one's probability.")
+        float | None,
+        typer.Option("--min-p", help="Sample from tokens with at least this share of the top probability."),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1: tokens that occurred become less likely.")
+        float,
+        typer.Option("--repetition-penalty", help="Above 1: tokens that have already occurred become less likely."),
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of the samples.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends a sample; may be repeated.")] = None,
@@ -334,9 +336,9 @@ def continue_text(
         total, trained_at = len(tokens) + settings.max_new_tokens, model.config.block_size
         if total > trained_at:
             warning = (
-                f"up to {total:,} tokens: the model's positions go on past the {trained_at:,} that it was trained at"
+                f"up to {total:,} tokens: the model's positions continue past the {trained_at:,} that it was trained at"
             )
-            print(f"{warning}, but it may not know how; --window keeps to them", file=sys.stderr)
+            print(f"{warning}, where its predictions may be poor; --window stays within them", file=sys.stderr)
     if tokenizer.separator is not None and not past_end:
         settings = settings.model_copy(update={"stop_tokens": (tokenizer.separator,)})
     device = next(model.parameters()).device
@@ -398,8 +400,8 @@ def export(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Write weights for use elsewhere. In the layout of transformers, in gpt2lab's, which holds any model, or to
-    MLflow, as a model that generates text."""
+    """Write weights for use elsewhere. Uses the layout of transformers, or gpt2lab's, which holds any model, or MLflow,
+    as a model that generates text."""
     import tempfile
 
     import torch

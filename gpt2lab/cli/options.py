@@ -45,10 +45,12 @@ Model = Annotated[
     str, typer.Argument(help="A run id or its first digits, a folder, a file of weights, or a name on the hub.")
 ]
 Scale = Annotated[str | None, typer.Option("--scale", "-s", help="Preset to run at, such as nano or gpt2-124m.")]
-Name = Annotated[str | None, typer.Option("--name", help="Name of this variant, with a record and a page of its own.")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="Store this variant under a name, with its own record and page.")
+]
 Campaign = Annotated[
     str | None,
-    typer.Option("--campaign", help="Line of research that a file which names none counts in; else the whole store."),
+    typer.Option("--campaign", help="Campaign to use if the file names none; by default that of the whole store."),
 ]
 Seeds = Annotated[
     Any,
@@ -72,7 +74,9 @@ NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Do not log to M
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the run store.", file_okay=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the reports.", file_okay=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaxDays = Annotated[float, typer.Option("--max-days", help="Ask before a longer training, or stop.", min=0)]
+MaxDays = Annotated[
+    float, typer.Option("--max-days", help="Ask before a longer training; stop if there is no terminal.", min=0)
+]
 MAX_DAYS = 7.0
 SCHEMA = 1
 """Version of what `--json` prints (docs/results.md)."""
@@ -85,9 +89,9 @@ def confirm_time(seconds: float, max_days: float, where: str) -> None:
     if seconds <= max_days * 86_400:
         return
     what = f"it would take about {duration(seconds)} here, more than {max_days:g} days"
-    if sys.stdin.isatty() and typer.confirm(f"{where}: {what}. Start it?", err=True):
+    if sys.stdin.isatty() and typer.confirm(f"{where}: {what}. Start anyway?", err=True):
         return
-    hint = f"a smaller --scale, as --scale nano; or --max-days {seconds / 86_400 + 1:.0f} to start all the same"
+    hint = f"a smaller --scale, as --scale nano; or --max-days {seconds / 86_400 + 1:.0f} to start anyway"
     raise EnvironmentFault(what, where=where, hint=hint)
 
 

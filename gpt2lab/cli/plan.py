@@ -77,7 +77,7 @@ def check(
 
 
 def machine(
-    preset: Annotated[str, typer.Argument(help="Preset or file of the runs to come.", metavar="PRESET")] = "nano",
+    preset: Annotated[str, typer.Argument(help="Preset or file to plan for.", metavar="PRESET")] = "nano",
     jobs: options.Jobs = None,
     runs: options.Runs = options.RUNS,
 ) -> None:
@@ -197,7 +197,7 @@ def next_steps(name: str, store: Store) -> list[str]:
     study = cleaned(store.study(name))
     if (count := len(run_ids(study))) > MOST_JUDGED:
         page = command("report", name, runs=given(store.root))
-        return [f"{count:,} runs of this study so far; what they leave open: {page}"]
+        return [f"{count:,} runs of this study so far; for open contrasts see: {page}"]
     contrasts = judge_runs(study, collect(study, store), store, sensitivity=False, text={}).contrasts
     still_open = [contrast for contrast in contrasts if contrast.word.startswith("inconclusive")]
     return [f"open so far: {c.arm} against {c.against}; {c.next.text}" for c in still_open]
@@ -227,17 +227,17 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     lines: list[str] = []
     if plan.searches:
         lines.append(
-            "trials first, the same for every arm; then the seeds above at the best settings of each, and once more at "
-            "its settings as written where those are others"
+            "first the trials, the same for every arm; then the seeds above at each arm's best settings and, if those "
+            "differ, at its settings as written"
         )
     elif plan.tuning:
-        lines.append("rates first: each arm tries its own with one seed; the seeds above follow at the best of them")
+        lines.append("first the learning rates: each arm tries its own with one seed; then the seeds above at the best")
     if plan.ablation.looks:
         first, *_, last = plan.ablation.looks
         lines.append(
-            f"seeds are added one by one from {first} to at most {last} per arm; arms that are decided stop"
+            f"seeds are added one by one from {first} to at most {last} per arm; decided arms stop"
             if plan.ablation.until_decided
-            else f"looks at n = {', '.join(map(str, plan.ablation.looks))}; arms that are decided stop there"
+            else f"looks at n = {', '.join(map(str, plan.ablation.looks))}; decided arms stop there"
         )
     if rule := plan.ablation.confirm:
         lines.append(f"then the best {rule.best} on {rule.seeds} fresh seeds: {plan.ablation.name}-confirm")
@@ -246,8 +246,8 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     lines += [counted] if counted else []
     lines += unmeasured_lines(plan, store)
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
-        lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: at most likely better or likely worse, and "
-                     f"exploratory without a noise floor of ten repeats; verdicts take {FEWEST}")  # fmt: skip
+        lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: verdicts are likely better or likely worse at "
+                     f"most, exploratory without a noise floor of ten repeats; others need {FEWEST}")  # fmt: skip
     if price is not None or machine.gpus or not machine.local:
         lines += forecast.device_hours(plan, store, price).lines()
     say(console, *lines, *forecast.lines(plan), *prediction.lines(plan), *next_steps(study.name, store))

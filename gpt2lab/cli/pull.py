@@ -19,7 +19,7 @@ def pull(
     runs: Runs = RUNS,
     json_: Json = False,
 ) -> None:
-    """Copy a study and its runs from another folder of runs. What is finished here stays as it is."""
+    """Copy a study and its runs from another folder of runs. Runs that are finished here stay unchanged."""
     from dataclasses import asdict
 
     from gpt2lab.store import Store
@@ -28,8 +28,8 @@ def pull(
     with store_of(source, study) as store:
         merged = merge(study, store, Store(runs))
     notes = [f"{plural(len(merged.copied), 'run')} copied", f"{len(merged.there)} finished here before"]
-    notes += [f"{len(merged.at_work)} at work, which the same command copies later"] if merged.at_work else []
-    notes += [f"{len(merged.missing)} not begun there"] if merged.missing else []
+    notes += [f"{len(merged.at_work)} still training (the same command copies them later)"] if merged.at_work else []
+    notes += [f"{len(merged.missing)} not started there"] if merged.missing else []
     say(console_for(to_stderr=json_), f"{study}: {', '.join(notes)}")
     if json_:
         print_json(asdict(merged))

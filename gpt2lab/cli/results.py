@@ -93,7 +93,7 @@ def report(
 
 
 def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
-    """Explain why two runs have different ids. Settings, data, software, and changed definitions."""
+    """Explain why two runs have different ids. Compares settings, data, software and code definitions."""
     from dataclasses import asdict
 
     from gpt2lab.reuse.why import why as differences
@@ -105,7 +105,7 @@ def why(run_a: Run, run_b: Run, runs: Runs = RUNS, json_: Json = False) -> None:
     if json_:
         print_json({"a": a.id, "b": b.id, "differences": [asdict(difference) for difference in causes]})
     elif not causes:
-        same = "one and the same run" if a.id == b.id else "nothing differs that could change a weight"
+        same = "one and the same run" if a.id == b.id else "no difference that could change a weight"
         say(console, f"{a.id} and {b.id}: {same}")
     else:
         for difference in causes:
@@ -124,7 +124,7 @@ def sync(
     plugin: Plugin = None,
     json_: Json = False,
 ) -> None:
-    """Send to MLflow what is missing there."""
+    """Send missing rows and reports to MLflow."""
     from gpt2lab.registry import load_plugin
     from gpt2lab.reports.page import index_of
     from gpt2lab.store import Store
@@ -172,8 +172,8 @@ def serve(
     runs: Runs = RUNS,
     out: Out = OUT,
 ) -> None:
-    """Serve reports, and MLflow beside them, on this machine. Pages are made from the store when they are opened, and
-    refresh themselves while runs go on."""
+    """Serve reports, and MLflow beside them, on this machine. Pages are built from the store when they are opened, and
+    refresh themselves while runs train."""
     free_port("serve", "127.0.0.1", port)
     from gpt2lab.cli.serve import server
 

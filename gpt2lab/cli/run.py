@@ -48,7 +48,7 @@ def run(
     untuned: Annotated[
         bool,
         typer.Option("--untuned", help="Skip the file's `tune`: every arm at its settings as written. Contrasts that "
-                     "move the best learning rate are then exploratory."),
+                     "shift the best learning rate are then exploratory."),
     ] = False,
     name: options.Name = None,
     campaign: options.Campaign = None,
@@ -79,7 +79,7 @@ def run(
     out: options.Out = options.OUT,
     json_: options.Json = False,
 ) -> None:  # fmt: skip
-    """Run an ablation. Trains what is not finished, judges it and writes the report."""
+    """Run an ablation. Trains the unfinished runs, judges the arms and writes the report."""
     from gpt2lab.basics.early import started_early
 
     known = any((runs / "studies").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing
@@ -92,7 +92,7 @@ def run(
     console = console_for(to_stderr=json_)
     results = []
     if untuned and "tune" not in read_source(file)[0].tree:
-        say(console, f"{file} tunes nothing, so --untuned changes nothing")
+        say(console, f"{file} has no `tune`, so --untuned has no effect")
     for study in studies(
         file, scale=scale, seeds=seeds, jobs=place.local_jobs, ranks=nproc or 1, arms=names_in(arms),
         overrides=set_ or (), plugins=plugin or (), runs=runs, name=name, budget=budget, until=until,
@@ -135,7 +135,7 @@ def work(
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:
-    """Train declared runs that no other process trains. Ends when none is left; any number of these may work on a
+    """Train declared runs that no other process trains. Ends when none is left; any number of workers may share a
     study, on any machine that sees the folder of runs (docs/cluster.md)."""
     from gpt2lab.executors.slurm import NOTHING_LEFT
     from gpt2lab.experiments.work import work as work_on
@@ -241,9 +241,9 @@ def noise(
         str | None,
         typer.Argument(help="Preset or file; without it, list the stored noise floors.", metavar="PRESET"),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Runs with different seeds.", min=3)] = 10,
+    seeds: Annotated[int, typer.Option("--seeds", "-n", help="Number of runs with different seeds.", min=3)] = 10,
     same_seed: Annotated[
-        int, typer.Option("--same-seed", help="Runs of the first seed, that one included.", min=1)
+        int, typer.Option("--same-seed", help="Number of runs with the first seed, including the original.", min=1)
     ] = 2,
     set_: options.Set = None,
     tokens_per_parameter: Annotated[
@@ -323,7 +323,7 @@ def adopt(
     arms: options.Arms = None,
     set_: options.Set = None,
     plugin: options.Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs that could be kept.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs that could be kept; test nothing.")] = False,
     runs: options.Runs = options.RUNS,
     json_: options.Json = False,
 ) -> None:

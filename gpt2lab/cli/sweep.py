@@ -63,7 +63,7 @@ def sweep(
     out: options.Out = options.OUT,
     json_: options.Json = False,
 ) -> None:  # fmt: skip
-    """Search for the best settings. Trains what is not finished and reports the optimum with its interval."""
+    """Search for the best settings. Trains the unfinished trials and reports the optimum with its interval."""
     from gpt2lab.basics.early import started_early
 
     known = any((runs / "sweeps").glob(f"{Path(file).stem}@*.json"))  # it may be finished, and train nothing

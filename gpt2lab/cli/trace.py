@@ -35,11 +35,13 @@ def trace(
     layer: Annotated[int | None, typer.Option("--layer", help="Show this block in detail, from 0.", min=0)] = None,
     all_layers: Annotated[bool, typer.Option("--all-layers", help="Show every block in detail.")] = False,
     batch: Annotated[int, typer.Option("--batch", help="Sequences.", min=1)] = 1,
-    tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens in each; the whole context.", min=1)] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", help="Tokens in each sequence; by default the whole context.", min=1)
+    ] = None,
     run: Annotated[
         str | None, typer.Option("--run", help="Show the values of this trained model: whatever `sample` takes.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="With --run: the text that it reads.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="With --run: the text for the model to read.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="With --run: write an HTML page.", dir_okay=False)] = None,
     plugin: Plugin = None,
     runs: Runs = RUNS,

@@ -95,7 +95,7 @@ def train_run(
         report(*(["finished already"] if single.is_finished else []))
     elif single.is_finished:
         single.refuse_divergence()
-        report("finished already; nothing is trained", *single.result_lines())
+        report("already finished; nothing to train", *single.result_lines())
     else:
         confirm_time(single.seconds, max_days, preset)
         tracker = api.tracker_of(single.store, STUDY) if tracking else None
@@ -133,8 +133,8 @@ def baseline(
 ) -> None:
     """Reproduce GPT-2 124M by its published recipe.
 
-    Prints the time, memory and disk that it takes here, then trains it. Compares the validation loss with the published
-    curve, where text, batch and schedule are the recipe's.
+    Prints the time, memory and disk needed on this machine, then trains. Compares the validation loss with the
+    published curve if text, batch and schedule match the recipe.
     """
     from functools import partial
 

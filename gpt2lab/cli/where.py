@@ -50,15 +50,15 @@ Profile = Annotated[
 ]  # fmt: skip
 ExecutorName = Annotated[
     str,
-    typer.Option("--executor", metavar="|".join((*EXECUTORS, "NAME")), help="Where runs train: here, in Slurm, on a "
-                 "Ray cluster, wherever the printed command is started, or as a plug-in says."),
+    typer.Option("--executor", metavar="|".join((*EXECUTORS, "NAME")), help="Where runs train: here, in Slurm, on Ray, "
+                 "wherever the printed command is started, or in a plug-in's executor."),
 ]  # fmt: skip
 Workers = Annotated[
     int,
     typer.Option("--workers", help="Slurm jobs, or GPUs (CPU runs) on Ray; each with --jobs runs at a time.", min=1),
 ]
 Sbatch = Annotated[
-    str, typer.Option("--sbatch", help="Options of each Slurm job, as '--partition=gpu --gpus=1 --time=12:00:00'.")
+    str, typer.Option("--sbatch", help="Options of each Slurm job, such as '--partition=gpu --gpus=1 --time=12:00:00'.")
 ]
 Nproc = Annotated[
     int | None,
@@ -67,8 +67,8 @@ Nproc = Annotated[
 ]  # fmt: skip
 MachineFile = Annotated[
     Path | None,
-    typer.Option("--machine", help="With --dry-run or --executor: plan for that machine, as `gpt2lab machine` "
-                 "describes it."),
+    typer.Option("--machine", help="With --dry-run or --executor: plan for the machine in this file, written by "
+                 "`gpt2lab machine`."),
 ]  # fmt: skip
 
 

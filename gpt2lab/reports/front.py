@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OVERVIEW = (
     "Every contrast with a verdict that claims or bounds a difference. Its interval is a multiple of the smallest "
     "effect that its study declared to matter (shaded: smaller); numbers at the side are in the unit of the study. "
-    "The axis is linear within the shading and logarithmic beyond; an arrow is an end outside the frame."
+    "The axis is linear within the shading and logarithmic beyond; an arrow marks an end outside the frame."
 )
 COLOURS = {"better": style.ARMS[2], "worse": style.ARMS[1], "no difference": style.ARMS[0]}
 """How a verdict begins, likely ones included -> how it is drawn."""

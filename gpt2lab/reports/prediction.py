@@ -32,8 +32,8 @@ LARGER = 2.0
 FEWEST = 4
 """Contrasts that a rank correlation needs."""
 NOTE = (
-    "Same winner: the two differences have the same sign; with the exact 95 % interval of that share, as if contrasts "
-    "were independent. They are not quite: those of a study share its baseline. Decided: the smaller side's verdict is "
+    "Same winner: the two differences have the same sign; with the exact 95 % interval of that share, assuming "
+    "independent contrasts, although those of a study share its baseline. Decided: the smaller side's verdict is "
     "better or worse, likely ones included. Rank correlation: Spearman's, of differences in nats. A published result "
     "counts by its sign; of several, the one with the largest models. Published equalities have no winner and are left "
     "out."
@@ -153,7 +153,7 @@ def section(records: Sequence[Mapping[str, Any]]) -> Section | None:
         return None
     with style.drawing():
         pictures = [style.picture("prediction", TITLE, CAPTION, figure)] if (figure := draw(predicted)) else []
-    lead = [f"{plural(len(predicted), 'pair')} of measurements of one contrast, on a smaller side and on a larger."]
+    lead = [f"{plural(len(predicted), 'pair')} of measurements of one contrast, on a smaller and a larger side."]
     return Section(title=TITLE, lead=lead, table=table, note=NOTE, figures=pictures)
 
 

@@ -231,15 +231,15 @@ CHIPS = {AGAIN: "same", AGAINST: "broken", OPEN: "open"}
 RULES = (
     "Better or worse (also likely better or worse) as expected is found again; the other way round is contradicted.",
     "No difference larger than the smallest effect of interest, where none was expected, is found again. Where one was "
-    "expected, it contradicts only a published difference of at least that size at the same scale; else that "
-    "one was not seen, or is too small to see.",
+    "expected, it contradicts only a published difference of at least that size at the same scale; otherwise the "
+    "published difference was not seen, or is too small to see.",
     "Exploratory, unstable, not comparable and inconclusive verdicts, and a difference where none was expected, are "
     "inconclusive here.",
     "Scales are the same when neither model has more than twice the parameters of the other. At another scale, at one "
     "that the source does not state, and at a scale that shows signs only, the page says same sign and other sign: "
     "such a study does not repeat what was published.",
-    "What is expected is read off how its sentence in the study's file begins: better, worse, about equal, no "
-    "difference. A published result counts where two arms differ in nothing but what it is about.",
+    "The expectation is taken from the beginning of its sentence in the study's file: better, worse, about equal, no "
+    "difference. A published result counts if the two arms differ only in the change that it is about.",
 )
 
 

@@ -70,18 +70,18 @@ def build(read: StudyRead) -> Page:
 def _warnings(read: StudyRead, *, judged: bool) -> list[Remark]:
     remarks = [Remark("Caveat:", caveat)] if (caveat := read.once(strongest_caveat)) else []
     if read.forced:
-        text = "Refusals were turned into numbers by --force-exploratory: none of them is a finding."
+        text = "--force-exploratory shows numbers where verdicts were refused: none of them is a finding."
         remarks.append(Remark("Exploratory.", text))
     if not judged:
-        text = "Nothing can be said before both arms of a declared contrast have a run with a usable value."
+        text = "A verdict needs a run with a usable value in both arms of a declared contrast."
         remarks.append(Remark("No verdict yet.", tuned.progress(read) or text))
     expected = {c.arm: expectation(read.study, c) for c in read.verdicts.contrasts}
     if against := {arm: said for arm, (said, agreement) in expected.items() if agreement and agreement.kind == AGAINST}:
-        text = "; ".join(f"of {arm} was expected: {said}" for arm, said in against.items())
+        text = "; ".join(f"expected of {arm}: {said}" for arm, said in against.items())
         remarks.append(Remark("Not as expected.", f"{text}."))
     if wrong := read.study.mistakes:
         arms = "; ".join(f"{arm} ({', '.join(parts)})" for arm, parts in wrong.items())
-        text = f"They show what a mistake does and how it is found; none of them is a choice for a model: {arms}."
+        text = f"They show what a mistake does and how it is found; do not use them in a model: {arms}."
         remarks.append(Remark(f"{plural(len(wrong), 'arm')} wrong on purpose.", text))
     if barred := tuned.refused(read):
         reasons = "; ".join(f"{arm}: {why}" for arm, why in barred.items())

@@ -85,9 +85,9 @@ def _best(read: SweepRead, search: SearchRead) -> str:
     for name, optimum in edges.items():
         low, high = (setting(end, 2) for end in optimum.widen or (0, 0))
         wider = f": widen it to {low} to {high}" if optimum.widen else ""
-        sentences.append(f"{name} is best at the {optimum.edge} edge of what was searched{wider}.")
+        sentences.append(f"{name} is best at the {optimum.edge} edge of the space{wider}.")
     if search.optima and not edges:
-        sentences.append(f"No best value lies at an edge of what was searched ({listed(search.optima)}).")
+        sentences.append(f"No best value lies at an edge of the space ({listed(search.optima)}).")
     shares = {name: share for name, share in search.importance.items() if share is not None}
     if len(shares) > 1:
         first = max(shares, key=lambda name: shares[name])
@@ -100,7 +100,7 @@ def _between(read: SweepRead) -> str:
     bests = {label: search.best for label, search in read.searches.items()}
     known = {label: best.value for label, best in bests.items() if best}
     if len(known) < 2:
-        return "Fewer than two searches have a finished trial, so they cannot be set beside each other."
+        return "Fewer than two searches have a finished trial, so they cannot be compared."
     shown = ", ".join(f"{label} {number(value)}" for label, value in known.items())
     return (
         f"Best values: {shown}. Each is the best of its own trials on the same seed as all others: enough to choose a "
@@ -146,10 +146,12 @@ def warnings(read: SweepRead) -> list[Remark]:
     if record.stopped:
         remarks.append(Remark("It ended before all trials were done.", f"{record.stopped}."))
     if read.open:
-        text = f"{read.open} of {_trials(read)} are open; the same command goes on with them."
+        text = f"{read.open} of {_trials(read)} are open; the same command continues them."
         remarks.append(Remark("This sweep is incomplete.", text))
     if read.counts[FAILED]:
-        text = "They raised an error or were lost twice, which says nothing of their settings; see the reasons below."
+        text = (
+            "They raised an error or were lost twice, which says nothing about their settings; see the reasons below."
+        )
         remarks.append(Remark(f"{plural(read.counts[FAILED], 'trial')} failed.", text))
     return remarks
 
@@ -168,12 +170,12 @@ def winners_caution(read: SweepRead) -> str:
     """That the best of many is no estimate, and how many are as good within the noise."""
     counts, seeds = sorted({search.counts[FINISHED] for search in read.searches.values()}), read.seeds
     if counts[-1] < 2:
-        return "Only one trial finished, so nothing was chosen yet."
+        return "Only one trial finished, so there was nothing to choose from yet."
     finished = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     sentences = [
-        f"The best of {finished} finished trials on {plural(seeds, 'seed')} is lucky as well as good: its "
-        f"{read.metric} is no estimate of what its settings reach. Fresh seeds "
-        f"tell: gpt2lab train {next(iter(best_files(read)))} --seed 0."
+        f"The best of {finished} finished trials on {plural(seeds, 'seed')} is partly luck: its "
+        f"{read.metric} is a biased estimate of what its settings reach. Check with fresh "
+        f"seeds: gpt2lab train {next(iter(best_files(read)))} --seed 0."
     ]
     noise = read.record.noise
     if noise and noise.sd and read.metric == LOSS:

@@ -179,8 +179,8 @@ def test_runs_that_learned_nothing_count_as_failed_where_arms_are_compared(gpt2l
         (["zzz", "--tasks", "arc_easy:spilt=test"], "unknown option of task arc_easy 'spilt'; did you mean 'split'"),
         (["zzz", "--tasks", "piqa"], "neither a run in runs begins with 'zzz', nor"),
         (["zzz", "--tasks", "piqa", "--metric", "loss"], "--tasks cannot be combined"),
-        (["zzz", "--limit", "3"], "--limit is about --tasks"),
-        (["--study", "tiny", "--corpus", "shakespeare"], "--corpus is about one model"),
+        (["zzz", "--limit", "3"], "--limit applies to --tasks only"),
+        (["--study", "tiny", "--corpus", "shakespeare"], "--corpus evaluates one model"),
     ],
 )
 def test_what_cannot_be_meant_is_said_in_one_line(gpt2lab: Call, words: list[str], said: str) -> None:
@@ -308,7 +308,7 @@ def test_two_models_are_compared_on_the_same_questions(
     assert acc["difference"] == pytest.approx(values[0] - values[1]) and acc["questions"] == 6
     assert list(acc["halfwidths"]) == ["questions"] and "training noise is not in the interval" in acc["reason"]
     assert "training noise is not in the interval" in " ".join(gpt2lab(*words).out.split())
-    assert "are about --tasks" in gpt2lab("eval", folder, "--against", other, "--corpus", "shakespeare").err
+    assert "apply to --tasks only" in gpt2lab("eval", folder, "--against", other, "--corpus", "shakespeare").err
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_study_declared_otherwise_keeps_record_runs_and_page_of_the_first(
     monkeypatch.setattr("gpt2lab.cli.plan.MOST_JUDGED", 1)
     many = gpt2lab("run", ablation, "--dry-run").out
     many = " ".join(many.split())
-    assert "2 runs of this study so far; what they leave open: gpt2lab report" in many
+    assert "2 runs of this study so far; for open contrasts see: gpt2lab report" in many
     answer = gpt2lab("run", ablation, "--no-tracking", "--seeds", "2")
     assert answer.code == 0, answer.err
     assert "stays as tiny@preset#1; --name NAME" in " ".join(answer.out.split())
@@ -83,7 +83,7 @@ def test_a_plan_tells_arms_apart_from_what_they_are_compared_with(gpt2lab: Call,
     ):  # fmt: skip
         ablation.write_text(f"{text}{design}: {parts}\n")
         shown = " ".join(gpt2lab("run", ablation, "--dry-run", "--untuned").out.split())
-        assert all(words in shown for words in said) and "tunes nothing, so --untuned changes nothing" in shown
+        assert all(words in shown for words in said) and "has no `tune`, so --untuned has no effect" in shown
         arms = json.loads(gpt2lab("run", ablation, "--dry-run", "--json").out)["arms"]
         assert max(len(arm["changes"]) for arm in arms) == 3
 
@@ -216,7 +216,7 @@ def test_clean_deletes_what_was_named_after_asking(gpt2lab: Call, store: Path, t
         assert gpt2lab("clean", "--orphans", "-y").out == "nothing to delete\n"
         assert "1" * 16 in gpt2lab("status").out
         [row] = json.loads(gpt2lab("status", "--json").out)["running"]
-    assert row["holder"]["pid"] == os.getpid() and gpt2lab("status").out == "nothing trains in runs\n"
+    assert row["holder"]["pid"] == os.getpid() and gpt2lab("status").out == "no run is training in runs\n"
 
 
 def test_curves_are_written_as_csv(gpt2lab: Call, store: Path, tmp_path: Path) -> None:
@@ -327,7 +327,10 @@ def test_names_that_others_use_are_answered_with_ours(gpt2lab: Call, ablation: P
 
 def test_two_seeds_are_called_few_and_memory_has_a_size(gpt2lab: Call, ablation: Path) -> None:
     answer = gpt2lab("run", ablation, "--seeds", "2", "--dry-run")
-    assert "2 seeds per arm: at most likely better or likely worse" in answer.out and "0.0 GiB" not in answer.out
+    assert (
+        "2 seeds per arm: verdicts are likely better or likely worse at most" in answer.out
+        and "0.0 GiB" not in answer.out
+    )
     assert "likely better" not in gpt2lab("run", ablation, "--seeds", "3", "--dry-run").out
 
 

@@ -43,7 +43,7 @@ def test_one_run_is_trained_told_found_again_and_shared_with_an_ablation(
     found = json.loads(again.out)
     assert (again.code, found["run"], found["status"]) == (0, run.id, "finished")
     assert f"{found['evaluation']['val/loss']:.4f}" == loss[1]
-    assert "finished already; nothing is trained" in again.err
+    assert "already finished; nothing to train" in again.err
 
     study = json.loads(gpt2lab("run", ablation, "--dry-run", "--json").out)
     assert {arm["arm"]: arm["finished"] for arm in study["arms"]} == {"learned": ["0"], "rotary": []}

@@ -108,7 +108,7 @@ def test_what_exceeds_the_context_is_refused_or_slides(call: Call) -> None:
     slid = sampled(call, "bytes", "--prompt", "x" * 60, "--max-new-tokens", "99", "--window")
     assert len(slid["samples"][0]["tokens"]) == 99  # type: ignore[index]
     code, _, err = call("sample", "rotary", "--prompt", "x" * 40, "--max-new-tokens", "30")
-    assert code == 0 and "go on past the 48 that it was trained at" in err
+    assert code == 0 and "continue past the 48 that it was trained at" in err
 
 
 def test_precision_is_that_of_training_unless_given(call: Call) -> None:

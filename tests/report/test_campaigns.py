@@ -156,4 +156,4 @@ def test_a_line_that_was_changed_or_removed_is_named_by_commands(
     cut = said("")
     assert all("the line of posenc@nano's declaration is missing" in text for text in cut.values())
     page = render_markdown(build(read_study(record.name, store.root)))
-    assert "is damaged, so that none of this can be trusted: the line of posenc@nano's declaration" in page
+    assert "is damaged, so none of this can be trusted: the line of posenc@nano's declaration" in page

@@ -63,7 +63,7 @@ def test_the_page_opens_with_the_answer_and_goes_on_in_order(lr_page: Path) -> N
     parts = [
         "Which learning rate reaches the lowest", "early training: sign only", said(sweep()),
         "one loses less than 0.05 nats", "24 trials, 1 seed each: 11 finished, 11 pruned, 2 diverged.",
-        "at 842 k parameters", "is no estimate of what its settings reach",
+        "at 842 k parameters", "is a biased estimate of what its settings reach",
         "Best settings", "inside", "Figures", "Loss against optim.lr",
         "The winning config", "extends: nano optim.lr: 0.004899", "Trials", run_id("lr", 2),
         "nan loss", "optuna-dashboard sqlite:////data/runs/sweeps/optuna.db", "How it was done",
@@ -151,7 +151,7 @@ def test_an_unfinished_sweep_says_how_many_trials_are_open(tmp_path: Path) -> No
     one["trials"] = one["trials"][:10]
     record = sweep({"lr": one}, stopped="the time budget of 60 s was used up")
     _, _, _, read = report(tmp_path, record)
-    assert "14 of 24 trials are open; the same command goes on with them." in read.text
+    assert "14 of 24 trials are open; the same command continues them." in read.text
     assert "the time budget of 60 s was used up." in read.text
 
 
@@ -184,9 +184,7 @@ def test_an_edge_is_said_with_what_to_widen(tmp_path: Path) -> None:
     assert "at the high edge" in read.text
     two = search("two", space=(narrow, NORM), trials=30, prune=False)
     _, _, _, read = report(tmp_path, sweep({"two": two}, name="two@nano"))
-    assert re.search(
-        r"optim\.lr is best at the high edge of what was searched: widen it to 0\.0002 to 0\.01", read.text
-    )
+    assert re.search(r"optim\.lr is best at the high edge of the space: widen it to 0\.0002 to 0\.01", read.text)
 
 
 @pytest.mark.usefixtures("no_figures")

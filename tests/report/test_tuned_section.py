@@ -109,7 +109,7 @@ def test_every_arms_search_is_told_with_what_it_cost(make_study: MakeStudy, tmp_
     method = part_of(said, "Method")
     assert "every arm, the baseline included, had 24 trials over optim.lr from 0.05 to 50 times the arm's own" in method
     assert "sampler qmc with seed 0 for all, no pruning; trained on seed 100" in method
-    assert "Verdicts rest on seeds 0, 1, 2" in method
+    assert "Verdicts use seeds 0, 1, 2" in method
     assert said.partition("## Runs")[2].count("rotary, as written") == 3
 
 
@@ -131,7 +131,10 @@ def test_an_optimum_at_the_edge_is_told_first_and_nothing_is_claimed(make_study:
     [contrast] = judge(typed(study), Store(tmp_path / "runs")).contrasts
     assert contrast.word == "not comparable" and "upper edge" in contrast.verdict
     forced = told(tmp_path, force_exploratory=True)
-    assert "--force-exploratory: none of them is a finding" in forced and "**exploratory**" in forced
+    assert (
+        "--force-exploratory shows numbers where verdicts were refused: none of them is a finding" in forced
+        and "**exploratory**" in forced
+    )
 
 
 @pytest.mark.usefixtures("no_figures")

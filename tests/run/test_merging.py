@@ -67,7 +67,9 @@ def test_a_study_is_pulled_from_a_folder_and_from_a_host(
     assert code == 0 and first in pulled["copied"] and len(pulled["there"]) == 2 and not pulled["missing"]
     with Store(two).run(second).lock():
         code, said = gpt2lab("pull", "tiny", "--from", str(two), "--runs", str(tmp_path / "new"))
-    assert code == 0 and "1 run copied, 0 finished here before, 1 at work" in said and "2 not begun there" in said
+    assert (
+        code == 0 and "1 run copied, 0 finished here before, 1 still training" in said and "2 not started there" in said
+    )
     code, said = gpt2lab("pull", "tiny", "--from", str(whole), "--runs", str(one))
     assert code == 0 and verdicts(tiny, one) == verdicts(tiny, whole) and not inline
     for source, what in (("near:/runs", "no host near"), ("nowhere", "no such folder"), (str(whole), "unknown study")):

@@ -185,7 +185,7 @@ def test_a_choice_among_seeds_with_results_claims_nothing_and_fresh_seeds_do(
     assert judged("3").word.startswith("worse")
     chosen, reason = judged("[0, 2, 3]"), "seed 1 has results and is left out"
     assert chosen.word == "exploratory" and reason in chosen.verdict
-    assert f"Nothing is claimed: {reason}." in report(tmp_path)
+    assert f"No claims are made: {reason}." in report(tmp_path)
     fresh = judged("[4, 5, 6]")
     assert fresh.word.startswith("worse") and fresh.alpha == pytest.approx(0.8 * 0.05)
 

@@ -9,9 +9,9 @@ from gpt2lab.reports.read import StudyRead
 from gpt2lab.reports.tables import Cell, tabulate
 
 NOTE = (
-    "Every contrast that is declared gets the next level of its campaign: less the more was tried, more with every "
-    "claim that was supported (LORD++). p is that of the contrast alone. The verdicts above are those of this study "
-    "by itself, and stay as they are."
+    "Every declared contrast gets the next level of its campaign, which falls with every attempt and rises with every "
+    "supported claim (LORD++). p is that of the contrast alone. The verdicts above are those of this study alone and "
+    "do not change."
 )
 
 
@@ -20,7 +20,7 @@ def campaign(read: StudyRead) -> Section | None:
     standing = read.standing
     if standing is None:
         return None
-    damaged = [f"The ledger of this store is damaged, so that none of this can be trusted: {problem}."
+    damaged = [f"The ledger of this store is damaged, so none of this can be trusted: {problem}."
                for problem in standing.problems[:1]]  # fmt: skip
     sentences = " ".join(standing.sentences())
     spent = f"{time_taken(standing.campaign.seconds)} of training so far."

@@ -9,9 +9,9 @@ from gpt2lab.reports.tables import Cell, Table
 
 NOTE = (
     "The smaller figures compare with the baseline. FLOPs are forward and backward. Speed is the median over runs, "
-    "memory the largest of them; both depend on what else the machine was doing. Speeds are not compared where "
-    "those of single runs overlap, or one arm was trained after the other. MFU: the model's FLOPs per second over the "
-    "peak that the runs' result.json names."
+    "memory the maximum; both depend on the load of the machine. Speeds are not compared if those of single runs "
+    "overlap, or if one arm was trained after the other. MFU: the model's FLOPs per second over the peak that the "
+    "runs' result.json names."
 )
 DECLARED = {"Parameters": "parameters", "Non-embedding": "non_embedding_parameters", "Active": "active_parameters",
             "FLOPs per token": "flops_per_token", "Tokens": "tokens"}  # fmt: skip

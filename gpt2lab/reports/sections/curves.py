@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 TRAINING = (
     "Mean over seeds; the band runs from the lowest seed to the highest. Dashed with a cross: a run that diverged or "
-    "has not finished, up to its last finite loss. Grey lines: what counting tokens (unigram) and pairs of tokens "
-    "(bigram) reach. These evaluations during training are not what the verdicts rest on."
+    "has not finished, up to its last finite loss. Grey lines: the losses of counting tokens (unigram) and pairs of "
+    "tokens (bigram). Verdicts do not use these evaluations during training."
 )
 FURTHER = "Validation loss against FLOPs and seconds"
 ZOOM_FROM = 0.7
 """Share of training from which the second panel shows it."""
 BEYOND = (
     "Loss at a longer context minus the loss of the same runs at the training context, on the same target tokens. "
-    "Intervals, p and words as in the verdicts, over a family of their own."
+    "Intervals, p and words as in the verdicts, over a separate family."
 )
 VERBS = {"worse": "loses", "exploratory": "changes by", "inconclusive": "is open:"}
 """How a verdict against the training context is put into a sentence."""

@@ -48,7 +48,7 @@ NOTE = (
     "last step's update over rms of the weights. A spike is a training loss more than 6 standard deviations above the "
     "mean of up to 128 losses before it. None of this decides a verdict."
 )
-NOTHING = "Nothing was recorded: these runs were trained before a training's health was measured, or have not begun."
+NOTHING = "Nothing was recorded: these runs were trained before training health was measured, or have not begun."
 CAPTION = (
     "Over blocks: at the end of training. Activations, scores and logits are measured on the same few windows of "
     "validation text. Lines, bands and crosses as in the figure of the validation loss."

@@ -32,17 +32,18 @@ def noise(read: StudyRead) -> Section:
     if not floor:
         command = study.noise_command or f"gpt2lab noise {study.scale}"
         unknown = (
-            f"No noise floor of this scale, data, length and software was at hand; `{command}` measures one, and plans "
-            "then say what they can find."
+            f"No noise floor was available for this scale, data, length and software; `{command}` measures one, and "
+            "plans then predict which effects they can detect."
         )
         return Section(points=[unknown, _power(read)])
     points = [
-        f"{floor} It serves planning, and verdicts on one or two seeds; it never defines which differences matter."
+        f"{floor} It is used for planning and for verdicts on one or two seeds; it never defines which differences "
+        "matter."
     ]
     if study.noise and max((arm.sd or 0.0 for arm in read.arms.values()), default=0.0) > 2 * study.noise.sd:
         points.append(
-            "An arm of this study varies more than twice as much as the floor: what the plan said of power was too "
-            "hopeful; the intervals above rest on the arms' own spread."
+            "An arm of this study varies more than twice as much as the floor, so the planned power was too "
+            "optimistic; the intervals above use the arms' own spread."
         )
     return Section(points=[*points, _power(read)])
 
@@ -67,17 +68,17 @@ def _power(read: StudyRead) -> str:
     text = f"Usable seeds per arm: {' to '.join(dict.fromkeys((counts[0], counts[-1])))}."
     detectable = [c.detectable for c in read.verdicts.contrasts if math.isfinite(c.detectable)]
     if not detectable:
-        return text + " That is too few to say how small a difference would have been found."
+        return text + " That is too few to say how small a difference could have been detected."
     span = " to ".join(dict.fromkeys(number(d, 3) for d in (min(detectable), max(detectable))))
     searched = any("search" in c.halfwidths for c in read.verdicts.contrasts)
-    at = " at the rates that were chosen; the search of rates comes on top" if searched else ""
+    at = " at the chosen rates; the uncertainty of the search comes on top" if searched else ""
     return text + f" The smallest true difference that they detect with 80 % power: {span} {read.unit}{at}."
 
 
 def scored(evaluation: Evaluation) -> str:
     """The validation text by which all runs are judged."""
     if evaluation.tokens == "all":
-        return "all of the same validation text, but for its first token"
+        return "all of the same validation text except its first token"
     return f"the same {quantity(evaluation.tokens)} validation tokens"
 
 
@@ -88,10 +89,10 @@ def declared(read: StudyRead) -> Section:
     points = [
         f"Design: {study.design}, {plural(len(study.arms), 'arm')}, baseline "
         f"{study.baseline}; {plural(read.verdicts.members, 'contrast')} declared, one family.",
-        f"Every run is scored at its end on {scored(study.evaluation)}. Judged by {study.metric}. A seed "
+        f"Every run is scored at its end on {scored(study.evaluation)}. Metric: {study.metric}. A seed "
         "sets initialisation, data order and dropout together; all arms share data order and, where shapes agree, "
         "initial weights.",
-        f"Estimator: Welch's t with critical values that hold at every ratio of the arms' noise, Holm-adjusted, at "
+        f"Estimator: Welch's t with critical values valid for every ratio of the arms' noise, Holm-adjusted, at "
         f"{100 * read.verdicts.alpha:g} % for the whole family; equivalence by two one-sided tests against "
         f"±{read.verdicts.smallest_effect:g} {read.unit}.",
         _looks(read),
@@ -102,20 +103,18 @@ def declared(read: StudyRead) -> Section:
                          f"{screen.study} ({plural(len(screen.seeds), 'seed')}), on seeds that the screen did not use. "
                          "Only the results here are claims.")  # fmt: skip
     if study.confirm:
-        points.insert(0, f"A screen, which claims nothing: its best {study.confirm['best']} by mean {study.metric} are "
+        points.insert(0, f"A screen, without claims: its best {study.confirm['best']} by mean {study.metric} are "
                          f"judged on {study.confirm['seeds']} fresh seeds in {study.ablation}-confirm.")  # fmt: skip
     if study.lr_bracket:
         factors = ", ".join(f"{factor:g}" for factor in study.lr_bracket)
         points.append(
             f"Learning rates: {factors} times each arm's own, one seed each, then fresh seeds at the best. A curve "
-            "through the trials bounds how far that rate may be from each arm's best; the intervals include it."
+            "through the trials bounds how far that rate may be from each arm's best; the intervals include this."
         )
     points += tuned.method(study)
     axis = study.equalise.replace("_", " ")
-    points.append(
-        f"Arms are compared at equal {axis}; what that costs each of them on the other axes, the table shows."
-    )
-    points += [f"{arm} was adjusted for that: {e.adjustment}." for arm, e in study.arms.items() if e.adjustment]
+    points.append(f"Arms are compared at equal {axis}; the table shows the other axes.")
+    points += [f"{arm} was adjusted to match: {e.adjustment}." for arm, e in study.arms.items() if e.adjustment]
     if study.tokens_per_parameter:
         points.append(f"Trained for {study.tokens_per_parameter:g} tokens per parameter of the baseline.")
     return Section(points=points)
@@ -125,21 +124,21 @@ def _looks(read: StudyRead) -> str:
     """At which seeds contrasts are judged, and at which levels."""
     study, past = read.study, read.study.history
     looks = (past.looks if past else study.looks) or [past.first_seeds if past else len(study.seeds)]
-    declared = f"Looks were declared at {listed(map(str, looks))} seeds per arm; arms that were decided stopped there. "
+    declared = f"Looks were declared at {listed(map(str, looks))} seeds per arm; decided arms stopped there. "
     if len(looks) > 2 and looks == list(range(looks[0], looks[-1] + 1)):
         declared = (
-            f"Seeds were added one by one, from {looks[0]} to at most {looks[-1]} per arm, and arms that were decided "
-            "stopped; each number of seeds was a declared look, and the levels of all of them together keep the error "
-            "rate, whenever an arm stopped. "
+            f"Seeds were added one by one, from {looks[0]} to at most {looks[-1]} per arm, and decided arms stopped; "
+            "each number of seeds was a declared look, and the levels of all looks together keep the error rate, "
+            "whenever an arm stopped. "
         )
     more = listed(str(multiple * looks[-1]) for multiple in MULTIPLES)
     return (
         f"{declared if len(looks) > 1 else ''}Seeds may be added after a verdict: contrasts that are still open are "
-        f"then judged again, at {more} seeds. A fifth of the {100 * read.verdicts.alpha:g} % is kept back for that."
+        f"then judged again, at {more} seeds. A fifth of the {100 * read.verdicts.alpha:g} % is reserved for that."
     )
 
 
-@section(order=150, title="What deviates from that")
+@section(order=150, title="Deviations from the declaration")
 def deviations(read: StudyRead) -> Section:
     """What is otherwise than declared, or was declared after something could be seen."""
     study, others = read.study, read.once(elsewhere)
@@ -167,7 +166,7 @@ def deviations(read: StudyRead) -> Section:
         points.append(
             f"{plural(len(adopted), 'run')} taken over from older code that trains the same bits (`gpt2lab adopt`)."
         )
-    return Section(points=points or ["Nothing that the store knows of."], folded=not points)
+    return Section(points=points or ["The store records none."], folded=not points)
 
 
 def failed_runs(read: StudyRead) -> Remark | None:
@@ -193,9 +192,9 @@ def _declared_before(study: Study) -> list[str]:
         points += [f"{sentence}." for sentence in past.changed]
     if past and past.late:
         pairs = listed(f"{arm} against {against}" for arm, against in past.late)
-        points.append(f"Declared after the results were there, and exploratory for that: {pairs}.")
+        points.append(f"Declared after the results existed, and therefore exploratory: {pairs}.")
     undeclared = (past.undeclared if past else None) or study.undeclared_look
-    return [*points, f"Nothing is claimed: {undeclared}."] if undeclared else points
+    return [*points, f"No claims are made: {undeclared}."] if undeclared else points
 
 
 def strongest_caveat(read: StudyRead) -> str:
@@ -206,7 +205,7 @@ def strongest_caveat(read: StudyRead) -> str:
         return scale
     place = "above" if mean > bigram + NEAR_BIGRAM else f"within {NEAR_BIGRAM:g} nats of"
     return (
-        f"{read.baseline} ends at {number(mean, 3)}, {place} what counting pairs of tokens reaches "
+        f"{read.baseline} ends at {number(mean, 3)}, {place} the bigram loss "
         f"({number(bigram, 3)}): differences to it measure when attention switches on, not how good the arms become."
     ) + (f" Caveat of this scale: {scale}." if scale else "")
 
@@ -285,7 +284,7 @@ def sweep_method(read: SweepRead) -> Section:
         "Pruner": _named(record.pruner or {}) or "none",
         "Trials": f"{read.slots} in all, over all workers and restarts",
         "Value": f"final {read.metric} on {scored(record.evaluation)} for all; {goal}",
-        "Tuning seeds": f"{seeds}, which judge nothing else",
+        "Tuning seeds": f"{seeds}, used for nothing else",
         **{read.titled(search, "Space"): _space(search) for search in read.searches.values()},
         **{f"{label} changes": _named(search.record.changes) for label, search in read.searches.items()},
         "Time budget": time_taken(record.time_budget) if record.time_budget else "",
@@ -294,7 +293,7 @@ def sweep_method(read: SweepRead) -> Section:
         **where_it_ran(record),
     }
     points = [
-        f"It holds {scope_text(record)}; another size, length of training, batch or data moves the best settings.",
+        f"It holds {scope_text(record)}; another size, length of training, batch or data shifts the best settings.",
         "A search chooses settings; an ablation decides, on fresh seeds, whether two ways to build a model differ.",
     ]
     return Section(code=record.reproduce, facts=_known(facts), points=points)

@@ -196,11 +196,11 @@ def _note(origins: Origins) -> str:
     percent, luck = f"{100 * origins.level:g} %", count * (1 - origins.level)
     return (
         "Exploratory: none of this was declared, and none of it decides a verdict. Differences in mean loss, arm minus "
-        "baseline, over parts of the final evaluation's targets, in nats; failed runs are left out. Below each its "
-        f"{percent} interval over seeds (Welch), every one by itself: of these {count} about {luck:.0f} would "
-        "miss the true difference by luck. Tokens seen: how many a prediction can use. Ranks: tokens by how "
-        "frequent they are in the training text, 1 the most frequent, in groups of about equal share of it. The table "
-        "has the ends of both, and the change from the first to the last; the figure has all of it."
+        "baseline, over parts of the final evaluation's targets, in nats; failed runs are left out. Below each is its "
+        f"{percent} interval over seeds (Welch), unadjusted: of these {count} about {luck:.0f} would "
+        "miss the true difference by chance. Tokens seen: the number of tokens that a prediction can use. Ranks: "
+        "tokens by frequency in the training text, 1 the most frequent, in groups of about equal share. The table "
+        "shows the first and last group of both, and the change between them; the figure shows all groups."
     )
 
 
@@ -232,9 +232,9 @@ def drawn(origins: Origins, look: Mapping[str, ArmStyle], baseline: str) -> list
     arms = next(iter(by_name.values())).arms
     style.legend(figure, arms, look)
     caption = (
-        "Left, how the difference depends on how much of the context a prediction can use; right, on how frequent the "
-        "predicted token is in the training text: the most frequent tokens of each group are below its ranks (␣ is a "
-        f"blank, ⏎ a new line). Bands: {100 * origins.level:g} % intervals over seeds, each by itself, cut where they "
+        "Left: the difference by the amount of context that a prediction can use; right: by the frequency of the "
+        "predicted token in the training text, with the most frequent tokens of each group below its ranks (␣ is a "
+        f"blank, ⏎ a new line). Bands: {100 * origins.level:g} % intervals over seeds, unadjusted, cut off where they "
         "would squeeze the rest."
     )
     return [picture("origins", "Difference by part of the text", caption, figure)]

@@ -20,7 +20,7 @@ from gpt2lab.tracking.follower import links
 
 SAMPLES = (
     "One text per arm and prompt, by its run of the lowest seed, at temperature 0.8 and with the same random numbers. "
-    "Such texts show what a model has learned to write; they compare nothing."
+    "Such texts show what a model has learned to write; do not compare arms by them."
 )
 
 

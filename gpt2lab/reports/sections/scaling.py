@@ -36,13 +36,13 @@ NEAR = 0.02
 """Share of training by which an evaluation may lie away from the fraction that it is used for."""
 
 NOTE = (
-    "Mean final losses of runs that each finished a schedule of their own. A multiplier is the compute (or the tokens) "
-    "that the baseline needs for an arm's loss, divided by what the arm took. The 95 % interval takes for granted only "
+    "Mean final losses of runs that each finished their own schedule. A multiplier is the compute (or the tokens) "
+    "that the baseline needs for an arm's loss, divided by what the arm used. The 95 % interval assumes only "
     "that the loss falls ever more slowly with the logarithm of the budget; it is not adjusted for the number of arms."
 )
 CAPTION = (
-    "Every dot is a run that finished a schedule of its own; lines join the means. Where an arm meets the baseline's "
-    "curve, to the left or right of its own dots, is what its difference is worth."
+    "Every dot is a run that finished its own schedule; lines join the means. The horizontal distance from an arm's "
+    "dots to the baseline's curve shows what its difference is worth."
 )
 
 Budgets = Mapping[str, Mapping[float, Sequence[float]]]

@@ -51,18 +51,18 @@ HEADROOM = 0.13
 """Share of a figure's height that is kept for trials without a value."""
 
 TABLE = (
-    "Best trial: the settings of the best finished trial. Optimum: where the curve that was fitted to the trials is "
-    "best, with its 95 % interval; where several settings vary at once no curve is fitted to one of them alone. Flat: "
-    "as far as one may go before losing what was declared to matter. Edge: a best value at the edge of the space may "
-    "lie beyond it."
+    "Best trial: the settings of the best finished trial. Optimum: the best point of the curve fitted to the trials, "
+    "with its 95 % interval; if several settings vary at once, no curve is fitted. Flat: the range in which less than "
+    "the smallest effect declared to matter is lost. Edge: if the best value is at the edge of the space, the true "
+    "optimum may lie beyond it."
 )
 LEGEND = (
-    "Filled: finished; hollow: pruned, at its last value; along the upper edge a cross diverged, a plus failed, and a "
-    "triangle lies above the frame."
+    "Filled: finished; hollow: pruned, at its last value; at the upper edge: cross, diverged; plus, failed; triangle, "
+    "above the frame."
 )
 BESIDE = (
     "One mark per finished trial; lines: the fitted curves; bands: the 95 % intervals of the best settings; crosses "
-    "along the upper edge diverged. Pruned trials are left out."
+    "at the upper edge: diverged trials. Pruned trials are left out."
 )
 
 

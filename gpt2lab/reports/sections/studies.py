@@ -18,8 +18,8 @@ COMMAND = "gpt2lab run ablations/posenc.yaml --scale nano"
 """What makes a first study."""
 
 TALLIES = (
-    "A contrast that several publications speak of is counted once for each. How agreement is decided stands at the "
-    "end of this page."
+    "A contrast that several publications report is counted once for each. The rules of agreement are at the end of "
+    "this page."
 )
 
 

@@ -22,22 +22,22 @@ from gpt2lab.reports.sections.searches import beside, edge_cell, flat_cell, opti
 from gpt2lab.reports.tables import Cell, Table, difference_cell, p_text, tabulate, verdict_cell
 
 NOTE = (
-    "Every arm searched the same space around its own settings, with the same number of trials on seeds that serve "
-    "nothing else; the verdicts rest on fresh seeds at the best trial of each. The other difference is on the same "
-    "seeds at the settings as written: description that carries no verdict, its interval adjusted for the family alike."
+    "Every arm searched the same space around its own settings, with the same number of trials on seeds used for "
+    "nothing else; the verdicts use fresh seeds at each arm's best trial. The other difference is on the same "
+    "seeds at the settings as written: it is descriptive, without a verdict; its interval is family-adjusted, too."
 )
 CAPTION = (
-    "Every mark is the final loss of one trial; crosses along the upper edge diverged, triangles lie above the frame. "
+    "Every mark is the final loss of one trial; crosses at the upper edge diverged, triangles lie above the frame. "
     "Lines: curves through the trials near each arm's best; shaded: 95 % intervals of where they are lowest."
 )
 ARMS_NOTE = (
-    "Optimum: where a curve through the trials near the best one is lowest, with its 95 % interval. Flat: between "
-    "these one loses less than the smallest effect of interest."
+    "Optimum: the minimum of a curve through the trials near the best one, with its 95 % interval. Flat: the range in "
+    "which less than the smallest effect of interest is lost."
 )
 BRACKET_NOTE = (
-    "Final loss of one run for each multiple of the arm's own rate, on a seed that serves nothing else. The verdict "
-    "rests on fresh seeds at each arm's best rate; a best rate at the edge, after the bracket was widened three times, "
-    "makes an arm not comparable."
+    "Final loss of one run for each multiple of the arm's own learning rate, on a seed used for nothing else. The "
+    "verdict uses fresh seeds at each arm's best rate; a best rate still at the edge after the bracket was widened "
+    "three times makes an arm not comparable."
 )
 
 
@@ -180,7 +180,7 @@ def progress(read: StudyRead) -> str:
     done, due = sum(search.trials for search in searches), len(searches) * int((read.study.tune or {})["trials"])
     return (
         f"The settings of the arms are still being searched: {done} of {due} "
-        "trials had ended when the study's record was written; the same command goes on."
+        "trials had ended when the study's record was written; the same command continues."
     )
 
 
@@ -253,8 +253,8 @@ def method(study: Study) -> list[str]:
         f"Tuning: every arm, the baseline included, had {plural(tune['trials'], 'trial')} over {space}; sampler "
         f"{tune['sampler']['name']} with seed {tune['sampler']['seed']} for all, "
         f"{'no pruning' if pruner == 'none' else f'pruner {pruner}'}; trained on "
-        f"{'seed' if tune['seeds'] == 1 else 'seeds'} {tuning_seeds}, by which nothing is judged. "
-        f"Verdicts rest on seeds {seeds} at each arm's best trial."
+        f"{'seed' if tune['seeds'] == 1 else 'seeds'} {tuning_seeds}, which no verdict uses. "
+        f"Verdicts use seeds {seeds} at each arm's best trial."
     ]
     centres = [f"{arm} around {multiple:g} times its {key}" for arm, own in (tune.get("centre") or {}).items()
                for key, multiple in own.items()]  # fmt: skip

@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 SENSITIVITY = (
     "None of these decides a verdict, and none is adjusted for the number of contrasts. Paired, and arm and seed, use "
     "the seeds that both arms share; a permutation test needs 4 seeds per arm. Detectable: the true difference found "
-    "four times out of five, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
-    "of the difference over the documents that were scored; seeds do not lessen it, more validation text does. Search "
-    "of rates: what is added to the interval because each arm's best rate is known only from a few trials. Other "
+    "with 80 % power, and the same with the noise at its upper 80 % limit. Text noise: half the 95 % interval "
+    "of the difference over the scored documents; more validation text reduces it, more seeds do not. Search "
+    "of rates: the part of the interval that is due to knowing each arm's best rate only from a few trials. Other "
     "claim: how many of these analyses (adjusted for the family), of those that leave out one seed, and of other text, "
-    "would not claim what the verdict claims."
+    "would not make the verdict's claim."
 )
 BOUNDS = (
-    "At least: the near end of the interval that holds together with those of all contrasts. At most: the smallest X "
-    'for which "no difference larger than X" would pass, that is, what these runs rule out whatever X was declared. In '
+    "At least: the near end of the joint interval over all contrasts. At most: the smallest X for which "
+    '"no difference larger than X" would pass, that is, what these runs rule out regardless of the declared X. In '
     "verdicts.json they are at_least, at_most and next."
 )
 EFFECT = style.ArmStyle(style.ARMS[0], "D", "solid")
@@ -163,11 +163,11 @@ def _note(read: StudyRead) -> str:
         for c in verdicts.contrasts
         if math.isfinite(c.low) and (c.low, c.high) != (c.joint_low, c.joint_high)
     ]
-    together = "these intervals hold together"
+    together = "these intervals hold jointly"
     if alone:
         together += (
-            f", but for {listed(alone)}: decided at a later step of Holm's method, each holds by itself, and those "
-            "that hold together are in the CSV and JSON as joint_low and joint_high"
+            f", except for {listed(alone)}: decided at a later step of Holm's method, each holds individually, and "
+            "the joint ones are in the CSV and JSON as joint_low and joint_high"
         )
     holm = f", as p is by Holm's method: {together}" if verdicts.members > 1 else ""
     better = "higher" if verdicts.higher_is_better else "lower"
@@ -176,8 +176,8 @@ def _note(read: StudyRead) -> str:
         f"{tables.confidence(verdicts)} interval (Welch){_level(verdicts)}; {_family(verdicts)}"
         f"{holm}. A difference below {small} was "
         "declared too small to matter. Bpb: bits per byte; ppl: perplexity of the mean. Cost: FLOPs of a whole run, "
-        "and training speed, against the baseline's; no speed where those of single runs overlap, or where one arm was "
-        "trained after the other, as on a machine that others use."
+        "and training speed, relative to the baseline; speed is left out if the speeds of single runs overlap, or if "
+        "one arm was trained after the other, when the load of the machine may have changed."
     )
 
 
@@ -186,9 +186,7 @@ def _level(verdicts: Verdicts) -> str:
     if not verdicts.extendable or all(contrast.alpha >= verdicts.alpha for contrast in verdicts.contrasts):
         return ""
     usual, kept = 100 * (1 - verdicts.alpha), 100 * (1 - FIRST)
-    return (
-        f", not {usual:g} %, because {kept:.0f} % of alpha {verdicts.alpha:g} is kept for seeds that may be added later"
-    )
+    return f", not {usual:g} %, because {kept:.0f} % of alpha {verdicts.alpha:g} is reserved for seeds added later"
 
 
 def _family(verdicts: Verdicts) -> str:
@@ -209,12 +207,12 @@ def _forest(read: StudyRead) -> list[style.Picture]:
         effects.append(style.Interval(label, c.difference, c.low, c.high, text, look.colour, look.marker))
     caption = (
         f"Bars: {tables.confidence(verdicts)} intervals, {_family(verdicts)}; a hollow mark has no interval, an "
-        "arrow an end outside the frame. "
+        "arrow marks an end outside the frame. "
         f"Shaded: differences below {verdicts.smallest_effect:g} {read.unit}, declared too small to matter."
     )
     noise = read.study.noise.sd if read.study.noise and read.metric == LOSS else None
     if noise:
-        caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, to either side."
+        caption += f" Dotted: one sd of the noise floor, {number(noise, 3)}, on either side."
     title, to = "Difference to the baseline", f" to {shorten(read.baseline)}"
     if read.study.factors:
         title, to = "Effects of the factors", ""
