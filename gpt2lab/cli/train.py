@@ -92,7 +92,7 @@ def train_run(
         )  # fmt: skip
     report(*single.lines())
     if dry_run:
-        report(*(["finished already"] if single.is_finished else []))
+        report(*(["already finished"] if single.is_finished else []))
     elif single.is_finished:
         single.refuse_divergence()
         report("already finished; nothing to train", *single.result_lines())

@@ -109,10 +109,10 @@ def test_calibration_adds_up_over_bins_that_err_in_both_directions() -> None:
     class Crafted:
         total = 5
 
-        def rows(self) -> Iterator[module.Rows]:
+        def rows(self) -> Iterator[module.Predictions]:
             targets = 1 - torch.tensor(right)  # the first of ten tokens is always the guess
             for some in (slice(0, 3), slice(3, 5)):
-                yield module.Rows(logits[some], targets[some], torch.arange(5)[some], torch.arange(5)[some])
+                yield module.Predictions(logits[some], targets[some], torch.arange(5)[some], torch.arange(5)[some])
 
     crafted: Any = Crafted()
     assert module.calibration(crafted, bins=5) == pytest.approx((0.85 + (0.55 + 0.45) + (0.65 + 0.65)) / 5, abs=1e-6)

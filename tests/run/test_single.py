@@ -220,7 +220,7 @@ def test_a_branch_that_changes_nothing_ends_where_its_trunk_does(
     result = own.result()
     assert result is not None and (result["steps"], result["tokens"]) == (24, 24 * 64)
     code, out = gpt2lab("train", "branch.yaml", "--no-tracking")
-    assert "finished already" in out
+    assert "already finished" in out
 
 
 def test_decay_branches_from_one_trunk(trunk: RunFolder, gpt2lab: Call, inline: list[str]) -> None:
@@ -341,7 +341,7 @@ def test_training_goes_on_from_weights(pretrained: GPT, gpt2lab: Call, inline: l
     save_model(pretrained, "moved", tokenizer="bytes")  # the same weights in another file, under another name
     Path("moved.yaml").write_text(Path("finetune.yaml").read_text().replace("weights", "moved"))
     code, out = gpt2lab("train", "moved.yaml", "--no-tracking")
-    assert code == 0 and "finished already" in out
+    assert code == 0 and "already finished" in out
 
 
 def test_weights_that_do_not_fit_or_are_not_there_are_said(pretrained: GPT, gpt2lab: Call, inline: list[str]) -> None:

@@ -70,7 +70,7 @@ def test_a_space_in_an_answer_out_and_nothing_trained_twice(lr: Path, gpt2lab: C
     # the best is a preset that trains as it was: the run is found, as its seed is all that differs
     best = min(found, key=lambda t: float(t["value"]))
     code, said = gpt2lab("train", "tiny-lr.yaml", "--seed", "100", "--no-tracking")
-    assert code == 0 and "finished already" in said and best["runs"]["100"][:8] in said
+    assert code == 0 and "already finished" in said and best["runs"]["100"][:8] in said
 
     stamps = {run.id: (run.path / "result.json").stat().st_mtime_ns for run in store.runs()}
     code, said = gpt2lab("sweep", str(lr), "--no-tracking")
