@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,12 +97,22 @@ class Location:
 
     @cached_property
     def plugin(self) -> Executor | None:
-        """The executor, if it is a plug-in's."""
-        from gpt2lab.executors import executor
+        """The executor, if it is a plug-in's. Raises ConfigError where it lacks a member."""
+        from gpt2lab.executors import Executor, executor
 
         if self.is_elsewhere or self.executor in (LOCAL, PRINT):
             return None
-        made: Executor = executor[self.executor].factory()
+        factory = executor[self.executor].factory
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            what = f"{factory.__name__} is made without arguments, but: {error}"
+            raise ConfigError(what, where=f"--executor {self.executor}", hint="give its arguments defaults") from None
+        made: Executor = factory()
+        members = [name for name in vars(Executor) if not name.startswith("_")]
+        if missing := [name for name in members if not hasattr(made, name)]:
+            what = f"{factory.__name__} lacks {', '.join(missing)}"
+            raise ConfigError(what, where=f"--executor {self.executor}", hint=f"an executor has {', '.join(members)}")
         return made
 
     def machine_like(self, machine: Machine) -> Machine:

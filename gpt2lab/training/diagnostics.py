@@ -30,6 +30,7 @@ from gpt2lab.components.attend import score_map
 from gpt2lab.components.base import Param
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import Scores
+from gpt2lab.errors import ConfigError
 from gpt2lab.registry import Choice, Slot
 from gpt2lab.training.precision import Precision, autocast
 
@@ -71,9 +72,15 @@ class Diagnostic:
         """Right after the weights are updated."""
 
     def metrics(self) -> dict[str, float]:
-        """The values by their names in the journal; waits for the device once."""
+        """The values by their names in the journal; waits for the device once. Raises ConfigError for one that is not
+        a number."""
         values, self.values = self.values, {}
         tensors = {part: value for part, value in values.items() if isinstance(value, Tensor)}
+        for part, value in tensors.items():
+            if value.numel() != 1:
+                what = f"the value '{part}' has the shape {tuple(value.shape)}; a number is expected"
+                raise ConfigError(what, where=f"diagnostic '{self.name}'", hint="a mean over it, or a value for each")
+        tensors = {part: value.reshape(()) for part, value in tensors.items()}
         numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
         values |= dict(zip(tensors, numbers, strict=True))
         return {f"diag/{self.name}" + (f"/{part}" if part != "" else ""): float(x) for part, x in values.items()}

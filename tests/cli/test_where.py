@@ -96,3 +96,22 @@ def test_an_executor_of_a_plug_in_is_named_like_ours(gpt2lab: Call, ablation: Pa
     assert jobs.code == 2 and "--jobs: has no effect with --executor noted" in jobs.err
     packed = gpt2lab("sweep", ablation, "--executor", "noted", "--plugin", file, "--nproc", "2")
     assert packed.code == 2 and "trains every run in one process" in packed.err
+
+
+@pytest.mark.parametrize(
+    ("body", "lacking"),
+    [
+        ("capacity, label = 1, 'here'", "lacks submit, poll, cancel, collect, close, kill"),
+        (
+            "def __init__(self, level): pass",
+            "is made without arguments, but: missing a required argument: 'level'",
+        ),
+    ],
+)
+def test_an_executor_that_lacks_a_member_is_refused(
+    body: str, lacking: str, gpt2lab: Call, ablation: Path, tmp_path: Path, no_plugins_after: None
+) -> None:
+    head = 'from gpt2lab.executors import executor\n@executor.register("half", source="a test")\n'
+    (tmp_path / "half.py").write_text(f'{head}class Half:\n    "Not all of one."\n    {body}\n')
+    answer = gpt2lab("run", ablation, "--executor", "half", "--plugin", "half.py")
+    assert answer.code == 2 and f"--executor half: Half {lacking}" in answer.err, answer.err

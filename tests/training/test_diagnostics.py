@@ -19,6 +19,7 @@ from gpt2lab.components.attend import Mask, attend
 from gpt2lab.components.base import Builder
 from gpt2lab.components.context import ForwardContext
 from gpt2lab.components.scores import plain
+from gpt2lab.errors import ConfigError
 from gpt2lab.model import GPT, MODEL_SLOTS, ModelConfig, build_model
 from gpt2lab.optim import OptimConfig
 from gpt2lab.pretrained.huggingface import load_gpt2
@@ -212,6 +213,15 @@ def test_numbers_that_are_not_finite_are_told_not_raised() -> None:
     assert math.isfinite(found["diag/activation_rms/0"])
     assert not math.isfinite(found["diag/activation_rms/1"])
     assert not math.isfinite(found["diag/logit_rms"])
+
+
+def test_a_value_that_is_no_number_is_refused_by_the_name_of_its_diagnostic() -> None:
+    part = diagnostics.Diagnostic()
+    part.name, part.values = "rows", {"": torch.zeros(2, 3)}
+    with pytest.raises(ConfigError, match=r"diagnostic 'rows': the value '' has the shape \(2, 3\)"):
+        part.metrics()
+    part.values = {"": torch.ones(1), 0: torch.tensor(2.0)}
+    assert part.metrics() == {"diag/rows": 1.0, "diag/rows/0": 2.0}
 
 
 def test_update_ratios_of_adamw_by_hand() -> None:
