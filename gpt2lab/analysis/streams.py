@@ -18,7 +18,7 @@ from gpt2lab.analysis.statistics import Array, welch
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedCampaign:
+class HypothesisStream:
     """A campaign as it is simulated: studies of several arms, one tenth of which differ from the baseline."""
 
     hypotheses: int
@@ -40,15 +40,15 @@ OWN, COMMON = "each study its own", "one for the campaign"
 LENGTHS, SEEDS = (20, 100, 500), (3, 5)
 STREAMS = (
     *(
-        SimulatedCampaign(hypotheses=t, seeds=n, baseline=b)
+        HypothesisStream(hypotheses=t, seeds=n, baseline=b)
         for n, b, t in itertools.product(SEEDS, (OWN, COMMON), LENGTHS)
     ),
-    *(SimulatedCampaign(hypotheses=100, seeds=5, baseline=COMMON, bank=bank) for bank in BANKS[1:]),
-    SimulatedCampaign(hypotheses=100, seeds=5, baseline=COMMON, low=1.0, high=4.0),
+    *(HypothesisStream(hypotheses=100, seeds=5, baseline=COMMON, bank=bank) for bank in BANKS[1:]),
+    HypothesisStream(hypotheses=100, seeds=5, baseline=COMMON, low=1.0, high=4.0),
 )
 
 
-def drawn(stream: SimulatedCampaign, draws: Draws) -> tuple[Flags, Array]:
+def drawn(stream: HypothesisStream, draws: Draws) -> tuple[Flags, Array]:
     """(whether each hypothesis has an effect, its p value), both (draws, hypotheses); p by the test of verdicts."""
     rng, shape, n = draws.generator("stream", stream), (draws.count, stream.hypotheses), stream.seeds
     true = rng.random(shape) < stream.true

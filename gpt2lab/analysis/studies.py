@@ -23,7 +23,7 @@ from gpt2lab.analysis.results import (
     loss_floors,
     read_run,
     usable_runs,
-)  # fmt: skip
+)
 from gpt2lab.analysis.statistics import document_error, effective_documents
 from gpt2lab.analysis.verdicts import FEWEST, Declared, TextNoise
 from gpt2lab.analysis.wording import listed

@@ -25,7 +25,7 @@ from gpt2lab.cli.options import (
     table_of,
 )
 from gpt2lab.cli.plan import finished_runs, print_plan, total_line, unmeasured_lines
-from gpt2lab.cli.where import LOCAL, PRINT, Location, is_typed, place_of
+from gpt2lab.cli.where import LOCAL, PRINT, Location, is_typed, location_of
 from gpt2lab.errors import DataFault, Problem
 from gpt2lab.experiments import command
 
@@ -86,7 +86,7 @@ def run(
     context.with_resource(started_early(wanted=executor == LOCAL and not (dry_run or known or nproc)))
     from gpt2lab.planning.ablation import read_source
 
-    place = place_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
+    location = location_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
     if price is not None and not dry_run and is_typed(context, "price"):
         raise typer.BadParameter("has no effect without --dry-run", param_hint="--price")
     console = console_for(to_stderr=json_)
@@ -94,18 +94,18 @@ def run(
     if untuned and "tune" not in read_source(file)[0].tree:
         say(console, f"{file} has no `tune`, so --untuned has no effect")
     for study in studies(
-        file, scale=scale, seeds=seeds, jobs=place.local_jobs, ranks=nproc or 1, arms=names_in(arms),
+        file, scale=scale, seeds=seeds, jobs=location.local_jobs, ranks=nproc or 1, arms=names_in(arms),
         overrides=set_ or (), plugins=plugin or (), runs=runs, name=name, budget=budget, until=until,
-        machine=place.machine, campaign=campaign, untuned=untuned,
+        machine=location.machine, campaign=campaign, untuned=untuned,
     ):  # fmt: skip
-        study.machine = place.machine_like(study.machine)
+        study.machine = location.machine_like(study.machine)
         if dry_run:
             print_plan(study, console, json_, price=price)
             continue
         if executor == PRINT:
             declare(study, console, json_, nproc)
             continue
-        result = train(study, console, tracking=not no_tracking, max_days=max_days, place=place)
+        result = train(study, console, tracking=not no_tracking, max_days=max_days, location=location)
         finish(result, out, console, tracking=not no_tracking, as_json=json_, force_exploratory=force_exploratory)
         results.append(result)
     refuse_failures(*results)
@@ -180,10 +180,10 @@ def studies(file: Source, **options: Unpack[StudyOptions]) -> Iterable[Study]:
 
 def train(
     study: Study, console: Any, *, tracking: bool, max_days: float,
-    through: Callable[[Listener], Listener] = lambda listener: listener, place: Location | None = None,
+    through: Callable[[Listener], Listener] = lambda listener: listener, location: Location | None = None,
 ) -> StudyResult:  # fmt: skip
     """Train the unfinished runs of a study, with progress on the console, if that takes at most `max_days` or the user
-    agrees. through: what the console's listener is wrapped in. place: where, if not here. Raises EnvironmentFault."""
+    agrees. through: what the console's listener is wrapped in. location: if not here. Raises EnvironmentFault."""
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.planning.forecast import lines, seconds_left
@@ -196,7 +196,7 @@ def train(
     say(console, f"{study.name}: {plan.ablation.question}", total, *more)
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
-        executor = place.executor_for(study.name, lambda text: listener(Message(text))) if place else None
+        executor = location.executor_for(study.name, lambda text: listener(Message(text))) if location else None
         result = api.train_study(study, tracking=tracking, on_event=through(listener), executor=executor)
     trained = len(result.endings) - len(result.failed)
     again = len(result.failed) - len(result.damaged.keys() & set(result.failed))

@@ -11,7 +11,7 @@ import typer
 from gpt2lab.basics.output import console_for
 from gpt2lab.cli import options, where
 from gpt2lab.cli.options import checked_time, confirm_time, print_json, say, scales
-from gpt2lab.cli.where import LOCAL, PRINT, place_of
+from gpt2lab.cli.where import LOCAL, PRINT, location_of
 from gpt2lab.errors import NumericsFault
 from gpt2lab.experiments import command
 
@@ -75,7 +75,7 @@ def sweep(
     from gpt2lab.planning.ablation import scales_of
     from gpt2lab.store import Store
 
-    place = place_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
+    location = location_of(context, executor, workers, sbatch, jobs, nproc, machine, dry_run)
     if executor == PRINT:
         raise typer.BadParameter("is for ablations", param_hint=f"--executor {executor}")
     console, code = console_for(to_stderr=json_), 0
@@ -83,8 +83,8 @@ def sweep(
         with rich_progress() as progress:
             plan = SweepPlan.prepare(
                 file, Store(runs), name=name, scale=at_scale, trials=trials, overrides=tuple(set_ or ()),
-                plugins=tuple(plugin or ()), budget=budget, jobs=place.local_jobs, ranks=nproc or 1,
-                progress=progress, machine=place.machine, machine_like=place.machine_like,
+                plugins=tuple(plugin or ()), budget=budget, jobs=location.local_jobs, ranks=nproc or 1,
+                progress=progress, machine=location.machine, machine_like=location.machine_like,
             )  # fmt: skip
         if dry_run and json_:
             print_json({"sweep": plan.loaded.name, "searches": plan.as_record()})
@@ -103,7 +103,7 @@ def sweep(
 
             record = run_searches(
                 plan.searches, plan.record, plan.store, on_event=listener, tracker=tracker, storage=storage,
-                stays=not worker, executor=place.executor_for(plan.record.name, tell),
+                stays=not worker, executor=location.executor_for(plan.record.name, tell),
             )  # fmt: skip
         if worker:
             page = command("report", record.name, runs=runs)

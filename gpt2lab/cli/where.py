@@ -141,11 +141,11 @@ class Location:
         return self.plugin
 
 
-def place_of(
+def location_of(
     context: typer.Context, executor: str, workers: int, sbatch: str, jobs: int | None, nproc: int | None,
     machine: Path | None, dry_run: bool,
 ) -> Location:  # fmt: skip
-    """The place that options name. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
+    """Where options say. Raises ConfigError; typer.BadParameter for an option that would have no effect."""
     import shlex
 
     from gpt2lab.planning.machine import machine_of

@@ -35,7 +35,7 @@ MOST_BYTES = 2 << 30
 
 
 @dataclass
-class RayJob:
+class RayTask:
     """A submitted job. lock: holds the run's lock until the job is collected."""
 
     job: Job
@@ -53,7 +53,7 @@ class RayExecutor:
     capacity: int = 64
     jobs: int = 1
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
-    _tasks: dict[str, RayJob] = field(default_factory=dict, init=False)
+    _tasks: dict[str, RayTask] = field(default_factory=dict, init=False)
     _attempts: int = field(default=0, init=False)
     _mail: Any = field(default=None, init=False)
     _train: Any = field(default=None, init=False)
@@ -67,7 +67,7 @@ class RayExecutor:
         return f"{self.capacity} task{'s' if self.capacity > 1 else ''} in Ray"
 
     def submit(self, job: Job) -> None:
-        task = self._tasks[job.run_id] = RayJob(job)
+        task = self._tasks[job.run_id] = RayTask(job)
         try:
             task.lock.enter_context(Store(job.root).run(job.run_id).lock())
         except LockHeld:
@@ -117,7 +117,7 @@ class RayExecutor:
             if task.reference is not None:
                 ray_of().cancel(task.reference, force=True)
 
-    def _send(self, task: RayJob) -> None:
+    def _send(self, task: RayTask) -> None:
         """Give a job to Ray."""
         ray = self._connected()
         task.job = job = with_copy(task.job)
@@ -184,7 +184,7 @@ class RayExecutor:
         for reference in ended:
             waiting[reference].ending = self._ending(waiting[reference])
 
-    def _ending(self, task: RayJob) -> Ending:
+    def _ending(self, task: RayTask) -> Ending:
         ray = ray_of()
         try:
             code = ray.get(task.reference)

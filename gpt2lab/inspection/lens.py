@@ -122,14 +122,14 @@ def read(model: GPT, tokens: Sequence[int], decode: Callable[[Sequence[int]], st
     if len(tokens) > MOST_TOKENS:
         raise ConfigError(f"{len(tokens)} tokens: a page shows at most {MOST_TOKENS}", where="--text")
     ctx = model.context(torch.tensor([tokens], device=next(model.parameters()).device))
-    ctx.observer = watch = PassRecorder(ctx)
-    hook = model.drop.register_forward_hook(lambda module, inputs, x: watch.streams.append(x))
+    ctx.observer = recorder = PassRecorder(ctx)
+    hook = model.drop.register_forward_hook(lambda module, inputs, x: recorder.streams.append(x))
     try:
         model.hidden(ctx)
     finally:
         hook.remove()
     first: Any = model.h[0]
-    streams = [first.open(watch.streams[0]), *watch.streams[1:]]
+    streams = [first.open(recorder.streams[0]), *recorder.streams[1:]]
     guesses, actual, following = [], [], ctx.tokens[0, 1:, None]
     for stream in streams:
         probabilities = logits_at(model, stream).softmax(-1)
@@ -137,7 +137,7 @@ def read(model: GPT, tokens: Sequence[int], decode: Callable[[Sequence[int]], st
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         guesses.append(tuple(tuple(Guess(decode([i]), p) for i, p in zip(*pair, strict=True)) for pair in pairs))
         actual.append(tuple(probabilities[:-1].gather(-1, following)[:, 0].tolist()))
-    return Reading(tuple(decode([token]) for token in tokens), tuple(watch.heads), tuple(guesses), tuple(actual))
+    return Reading(tuple(decode([token]) for token in tokens), tuple(recorder.heads), tuple(guesses), tuple(actual))
 
 
 def logits_at(model: GPT, stream: Tensor) -> Tensor:
