@@ -29,6 +29,7 @@ from gpt2lab.cli import (
     compare,
     data,
     doctor,
+    evaluate,
     ledger,
     manage,
     models,
@@ -55,7 +56,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "Records": (
         manage.note, manage.tag, ledger.ledger, ledger.register, pull.pull, manage.clean, results.why, run.adopt,
     ),
-    "Models": (models.eval_, models.sample, models.export, trace.trace),
+    "Models": (evaluate.eval_, models.sample, models.export, trace.trace),
     "Components and data": (
         catalogue.components, catalogue.explain, catalogue.schema, catalogue.test_plugin, data.group,
     ),

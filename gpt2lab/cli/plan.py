@@ -118,17 +118,6 @@ def total_line(plan: Plan, done: set[str], seconds: float) -> str:
     )
 
 
-def unmeasured_lines(plan: Plan, store: Store) -> list[str]:
-    """What was listed too late to be measured in every run."""
-    from gpt2lab.planning.runs import unmeasured
-
-    return [
-        f"{name} has no values in {plural(count, 'run')} that finished before it was listed: diagnostics are measured "
-        "while a run trains"
-        for name, count in unmeasured(plan.runs(), store).items()
-    ]
-
-
 def plan_row(name: str, arm: ArmPlan, done: set[str]) -> dict[str, Any]:
     """One arm of the plan as plain data."""
     labels, search = (arm.tuning.labels, arm.tuning.search) if arm.tuning else ({}, None)
@@ -207,6 +196,7 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     """Print the plan: runs, costs per arm, time on this machine, and statistical power."""
     from gpt2lab.analysis.verdicts import FEWEST
     from gpt2lab.planning import forecast, prediction
+    from gpt2lab.planning.runs import unmeasured_lines
     from gpt2lab.records import replacing
 
     plan, store = study.plan(), study.store
@@ -244,7 +234,7 @@ def print_plan(study: Study, console: Any, as_json: bool, price: float | None = 
     lines += [f"{name}: {arm.adjustment}" for name, arm in plan.arms.items() if arm.adjustment]
     lines += [replacing(study.name, kept)] if kept else []
     lines += [counted] if counted else []
-    lines += unmeasured_lines(plan, store)
+    lines += unmeasured_lines(plan.runs(), store)
     if len(plan.seeds) < FEWEST and plan.ablation.contrasts:
         lines.append(f"{plural(len(plan.seeds), 'seed')} per arm: verdicts are likely better or likely worse at "
                      f"most, exploratory without a noise floor of ten repeats; others need {FEWEST}")  # fmt: skip

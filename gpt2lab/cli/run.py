@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Unpack
 import typer
 
 from gpt2lab.basics.output import console_for
-from gpt2lab.basics.text import plural, quantity
+from gpt2lab.basics.text import plural, quantity, shorten
 from gpt2lab.cli import options, where
 from gpt2lab.cli.options import (
     checked_time,
@@ -24,7 +24,7 @@ from gpt2lab.cli.options import (
     store_at,
     table_of,
 )
-from gpt2lab.cli.plan import finished_runs, print_plan, total_line, unmeasured_lines
+from gpt2lab.cli.plan import finished_runs, print_plan, total_line
 from gpt2lab.cli.where import LOCAL, PRINT, Location, is_typed, location_of
 from gpt2lab.errors import DataFault, Problem
 from gpt2lab.experiments import command
@@ -187,12 +187,13 @@ def train(
     from gpt2lab import api
     from gpt2lab.basics.progress import Message, display
     from gpt2lab.planning.forecast import lines, seconds_left
+    from gpt2lab.planning.runs import unmeasured_lines
 
     plan, store = study.plan(), study.store
     seconds = seconds_left(plan, store)
     total = total_line(plan, finished_runs(plan, store), seconds)
     _, counted = study.new_hypotheses(plan)
-    more = [*lines(plan), *unmeasured_lines(plan, store), *([counted] if counted else [])]
+    more = [*lines(plan), *unmeasured_lines(plan.runs(), store), *([counted] if counted else [])]
     say(console, f"{study.name}: {plan.ablation.question}", total, *more)
     confirm_time(seconds, max_days, study.name)
     with display(console) as listener:
@@ -202,8 +203,17 @@ def train(
     again = len(result.failed) - len(result.damaged.keys() & set(result.failed))
     failed = f", {again} failed (tried again by the same command)" if again else ""
     failed += f", {len(result.damaged)} damaged" if result.damaged else ""
-    say(console, f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}")
+    say(console, f"{plural(result.found, 'run')} found finished, {trained} trained now{failed}", *reasons(result))
     return result
+
+
+def reasons(result: StudyResult) -> list[str]:
+    """Why runs failed now: a line for each reason, with the runs that it ended."""
+    ended: dict[str, list[str]] = {}
+    for run in result.runs if result.failed else ():
+        if run.id in result.failed and run.reason:
+            ended.setdefault(run.reason, []).append(f"{run.arm} seed {run.seed}")
+    return [f"{shorten(', '.join(runs), 80)}: {reason}" for reason, runs in ended.items()]
 
 
 def finish(

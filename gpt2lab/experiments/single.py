@@ -34,7 +34,16 @@ from gpt2lab.planning.ablation import Arm
 from gpt2lab.planning.machine import Machine, check_ranks, estimate_memory, probe
 from gpt2lab.planning.plan import check_data
 from gpt2lab.planning.record import single_record
-from gpt2lab.planning.runs import Run, is_finished, known_costs, make_run, repetition, tokens_left, tokens_of
+from gpt2lab.planning.runs import (
+    Run,
+    is_finished,
+    known_costs,
+    make_run,
+    repetition,
+    tokens_left,
+    tokens_of,
+    unmeasured_lines,
+)
 from gpt2lab.records import StudyRecord
 from gpt2lab.reuse.why import keep_sources
 from gpt2lab.runner import Job, StopRequest
@@ -175,6 +184,7 @@ class Single:
             f"about {duration(self.seconds)} and {memory(self.memory)}{' a rank' if many else ''} on "
             f"{machine.device_name} ({machine.device}{threads}); speed from {machine.speed_from}",
             *repetition(tokens, self.data),
+            *unmeasured_lines([self.run], self.store),
         ]
 
     def as_record(self) -> dict[str, Any]:

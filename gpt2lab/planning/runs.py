@@ -14,7 +14,7 @@ import yaml
 
 from gpt2lab.analysis.compare import failure_ceiling_of
 from gpt2lab.analysis.metric_names import LOSS
-from gpt2lab.basics.text import quantity
+from gpt2lab.basics.text import plural, quantity
 from gpt2lab.config import Config
 from gpt2lab.data.files import data_home
 from gpt2lab.data.prepared import Prepared
@@ -91,8 +91,8 @@ def is_finished(run: Run, store: Store) -> bool:
     return status == "diverged" or (status == "finished" and folder.evaluation(run.evaluation_key) is not None)
 
 
-def unmeasured(runs: Iterable[Run], store: Store) -> Counter[str]:
-    """Diagnostic -> finished runs that were trained before it was listed, and so have no values of it."""
+def unmeasured_lines(runs: Iterable[Run], store: Store) -> list[str]:
+    """Diagnostics without values in finished runs, because these trained before it was listed; as sentences."""
     missing = Counter[str]()
     for run in runs:
         listed = {str(choice): choice.written() for choice in run.config.evaluation.diagnostics}
@@ -101,7 +101,11 @@ def unmeasured(runs: Iterable[Run], store: Store) -> Counter[str]:
         trained = yaml.safe_load(store.run(run.id).config() or "") or {}
         measured = (trained.get("evaluation") or {}).get("diagnostics", list(DEFAULT))
         missing.update(name for name, written in listed.items() if written not in measured)
-    return missing
+    return [
+        f"{name} has no values in {plural(count, 'run')} that finished before it was listed: diagnostics are measured "
+        "while a run trains"
+        for name, count in missing.items()
+    ]
 
 
 def final_loss(run: Run, store: Store, floors: dict[str, float] | None) -> float | None:

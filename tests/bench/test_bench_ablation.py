@@ -64,5 +64,5 @@ def test_the_table_says_what_was_found(capsys: pytest.CaptureFixture[str]) -> No
         Packing(ablation="a@b", arms=("x",), runs=9, steps=440, packed=packed, serial=serial, start_up=start_up)
     )
     said = capsys.readouterr().out
-    assert "a@b: 9 runs of 440 steps are done 1.25 times as fast packed" in said
+    assert "a@b: 9 runs of 440 steps are done 1.25 times as fast packed as one after another\n" in said
     assert "after 0.05 s, in a process from scratch after 2.50 s" in said

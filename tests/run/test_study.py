@@ -183,6 +183,7 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(tiny: Path, gpt2l
     code, said = gpt2lab(*words)
     assert code == 1, said
     assert "1 failed (tried again by the same command)" in said
+    assert "rotary seed 0: start, step 0: RuntimeError: it broke" in said
     assert "Traceback" not in said
     store = Store(tmp_path / "runs")
     broken = store.run(store.study("tiny")["arms"]["rotary"]["runs"]["0"])
