@@ -63,9 +63,10 @@ def test_shipped_ablations_load_at_every_scale(path: Path, scale: str | None) ->
     assert loaded.name == path.stem and loaded.question.endswith("?")
     # several factors, small departures, and comparisons of spread need more seeds
     fewest = 3 if loaded.design == "one factor" else 5
-    assert loaded.seeds == tuple(range({"parts": 5, "noise_sources": 10}.get(path.stem, fewest)))
+    seeds = {"parts": range(5), "parts_repeated": range(3, 8), "noise_sources": range(10)}
+    assert loaded.seeds == tuple(seeds.get(path.stem, range(fewest)))
     # the quickstart, the museum of mistakes, two that change the order of the text, and small departures
-    shares_one_rate = path.stem in ("posenc", "bugs", "mixture", "parts", "noise_sources")
+    shares_one_rate = path.stem in ("posenc", "bugs", "mixture", "parts", "parts_repeated", "noise_sources")
     assert (loaded.tune is None) == shares_one_rate
     if loaded.tune is not None:
         assert loaded.tune.multiples == (() if path.stem.endswith("_tuned") else (0.5, 1, 2))
