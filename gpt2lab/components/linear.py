@@ -76,7 +76,7 @@ def bitnet(
     builder: Builder, n_in: int, n_out: int, bias: bool,
     *, activation_bits: Bits | None = None, norm: bool = True, warmup: Warmup = 0.0,
 ) -> Linear:  # fmt: skip
-    """Weights of -g, 0 and g in forward passes, trained straight-through.  (..., n_in) -> (..., n_out)
+    """Weights of -g, 0 and g in forward passes, with straight-through gradients.  (..., n_in) -> (..., n_out)
 
     round(clip(W / g, -1, 1)) g x^ + b   with g = mean |W| and x^ = x / rms(x)
     activation_bits: round x^ of every token to so many bits; 8 in the paper. null keeps x^ exact: rounding amplifies
@@ -93,7 +93,7 @@ def quantized(
     builder: Builder, n_in: int, n_out: int, bias: bool,
     *, bits: Bits = 8, activation_bits: Bits | None = None, warmup: Warmup = 0.0,
 ) -> Linear:  # fmt: skip
-    """Weights rounded to `bits` in forward passes, trained straight-through.  (..., n_in) -> (..., n_out)
+    """Weights rounded to `bits` in forward passes, with straight-through gradients.  (..., n_in) -> (..., n_out)
 
     round(W / u) u x + b   with u = max |row of W| / (2^(bits-1) - 1), symmetric, for every row
     bits:            of a weight, its sign included.
@@ -149,7 +149,7 @@ class Float8(Linear):
 
 @linear.register("float8", source="arXiv:2209.05433; KellerJordan/modded-nanogpt, record of 2026-05-21")
 def float8(builder: Builder, n_in: int, n_out: int, bias: bool) -> Linear:
-    """Weights rounded to eight-bit floating point (E4M3) in forward passes, trained straight-through.
+    """Weights rounded to eight-bit floating point (E4M3) in forward passes, with straight-through gradients.
 
     float8(W / u) u x + b   with u = max |W| / 448, one for the matrix; stacked queries, keys and values together
 

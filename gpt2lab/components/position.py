@@ -93,7 +93,7 @@ class Rotary(Position):
         super().__init__()
         self.theta, self.fraction, self.stretch, self.decay = theta, fraction, stretch, decay
         if decay is not None:
-            self.max_context = int(64 * decay)  # the slowest factor is (7/2)^64 there, and near the end of float32
+            self.max_context = int(64 * decay)  # keys of the fastest pair get (7/2)^64 there, near the end of float32
 
     def rotate(self, x: Tensor, ctx: ForwardContext, which: Which) -> Tensor:
         # the width is that of x, so that part of a head can be rotated as well
@@ -335,7 +335,7 @@ def xpos(
 def alibi(builder: Builder) -> Position:
     """Subtract from each score a multiple of the distance, with a fixed slope per head; no parameters, any length.
 
-    score(t, s) - m_h (t - s)   with m_h = 2^(-8 h / H)
+    score(t, s) - m_h (t - s)   with m_h = 2^(-8 h / H) if H is a power of two; else see alibi_slopes
     """
     return Alibi(builder.dims.n_head)
 

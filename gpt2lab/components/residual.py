@@ -100,8 +100,8 @@ class DeepNorm(Block):
     """Post-norm with a scaled-up stream and small initial branches, which keeps deep models trainable.
 
     x = norm(a x + attention(x));  x = norm(a x + mlp(x))   with a = (2L)^(1/4) for a decoder of L layers.
-    Initial values, output projections and MLP matrices are multiplied by (8L)^(-1/4). The paper multiplies a Xavier
-    init, here the factor multiplies whatever `model.init` draws.
+    The initial value and output projections and both MLP matrices are multiplied by (8L)^(-1/4). The paper multiplies
+    a Xavier init, here the factor multiplies whatever `model.init` draws.
     """
 
     final_norm = False

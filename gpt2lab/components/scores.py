@@ -252,7 +252,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @scores.register(
     "pointwise",
-    source="relu: arXiv:2309.08586; relu2: arXiv:2104.07012; squareplus: arXiv:2112.11687",
+    source="relu: arXiv:2309.08586; relu2: arXiv:2202.10447; squareplus: arXiv:2112.11687",
     needs={"attention": "bias"},
     examples=({"function": "squareplus"},),
 )
@@ -427,7 +427,7 @@ class Exclusive(Scores):
 
 @scores.register("key_offset", source="KellerJordan/modded-nanogpt, record of 2025-12-14 (partial key offset)")
 class KeyOffset(Scores):
-    """Keys whose second half of channels is that of the token before, so that one layer can continue what it has seen.
+    """Keys whose second half of channels is that of the token before, so that one layer can act as an induction head.
 
     k_t = [k_t[: D/2], k_(t-1)[D/2 :]]   with zeros in front of the first token of the context, or of a document
 

@@ -255,7 +255,7 @@ def _unreachable(name: str, error: Exception) -> EnvironmentFault:
 
 @corpus.register("fineweb-edu-10b", source="arXiv:2406.17557; HuggingFaceFW/fineweb-edu, sample-10BT")
 def fineweb_edu_10b(*, revision: str = "main") -> Stream:
-    """10B tokens of educational web pages, from the Hugging Face hub: what llm.c's GPT-2 124M is trained on.
+    """10B tokens of educational web pages, from the Hugging Face hub: what build-nanogpt trains on.
 
     revision: a branch, tag or commit there.
     """
@@ -264,7 +264,7 @@ def fineweb_edu_10b(*, revision: str = "main") -> Stream:
 
 @corpus.register("fineweb-10b", source="arXiv:2406.17557; HuggingFaceFW/fineweb, sample-10BT")
 def fineweb_10b(*, revision: str = "main") -> Stream:
-    """10B tokens of cleaned web pages, from the Hugging Face hub: that of modded-nanogpt.
+    """10B tokens of cleaned web pages, from the Hugging Face hub: what llm.c and modded-nanogpt train on.
 
     revision: a branch, tag or commit there.
     """

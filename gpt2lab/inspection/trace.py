@@ -246,7 +246,7 @@ def record(model: GPT, choices: Choices, batch: int, tokens: int) -> list[TraceR
         parts = param.name.split(".")
         paths = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
         owned.setdefault(next((path for path in paths if path in recorder.calls), paths[-1]), []).append(param)
-    rows = [TraceRow("tokens", "what is read; the targets are the same, one further", (batch, tokens))]
+    rows = [TraceRow("tokens", "what is read; the targets are these tokens shifted by one", (batch, tokens))]
     for path in owned.keys() - recorder.calls.keys():  # read by others, as a table of positions
         count = sum(param.tensor.numel() for param in owned[path])
         rows.append(TraceRow(path, summary(model.get_submodule(path), choices), None, parameters=count))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 OVERVIEW = (
     "Every contrast with a verdict that claims or bounds a difference. Its interval is a multiple of the smallest "
     "effect that its study declared to matter (shaded: smaller); numbers at the side are in the unit of the study. "
-    "The axis is linear within the shading and logarithmic beyond; an arrow marks an end outside the frame."
+    "The axis is linear within the shading and logarithmic beyond; an arrow marks an end outside the frame. Bars of "
+    "'no difference' extend to the largest difference that the test of equivalence leaves open."
 )
 COLOURS = {"better": style.ARMS[2], "worse": style.ARMS[1], "no difference": style.ARMS[0]}
 """How a verdict begins, likely ones included -> how it is drawn."""
@@ -144,21 +145,30 @@ def _rows(studies: Sequence[Record]) -> Iterator[Row]:
 
 
 def _found(contrast: Record, study: Record) -> Cell:
-    """The verdict at one scale; below it the difference and its interval, with a link to the study's page."""
+    """The verdict at one scale; below it the difference with its interval, or with the size that equivalence bounds it
+    by, and a link to the study's page."""
     start = kind_of(contrast["word"])
     low, middle, high = _numbers(contrast)
     difference = difference_cell(middle, low, high)
     shown = f"{difference.text} {difference.detail}".strip()
+    if (most := _bound(contrast)) is not None:
+        shown = f"{difference.text}, at most {most:.2g} in size"
     page = study.get("page", quote(f"{study['name']}/index.html"))
     return Cell(start, Link(shown, page, after=f" {study['unit']}, n = {contrast['n_arm']}"), CHIPS[start])
 
 
 def _numbers(contrast: Record) -> tuple[float, float, float]:
-    """The difference between the ends of its interval; NaN for what is not known."""
+    """The difference between the ends of its interval, or of what "no difference" leaves open; NaN if unknown."""
     low, middle, high = (
         math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
     )
-    return low, middle, high
+    return (-most, middle, most) if (most := _bound(contrast)) else (low, middle, high)
+
+
+def _bound(contrast: Record) -> float | None:
+    """The largest size that "no difference" leaves open; None for other verdicts, and on pages that do not have it."""
+    most = contrast.get("at_most")
+    return float(most) if kind_of(contrast["word"]) == "no difference" and most is not None else None
 
 
 def _label(contrast: Record) -> str:

@@ -12,7 +12,7 @@ from gpt2lab.training.precision import DeviceName, Precision
 
 
 class TrainingConfig(Settings):
-    """How long and how to train; the defaults are one pass over 10B tokens, the GPT-2 124M recipe."""
+    """How long and how to train; the defaults are one pass over 10B tokens, as for GPT-2 124M."""
 
     steps: int = Field(19_073, ge=1)
     """Optimizer steps."""

@@ -46,7 +46,7 @@ def test_the_124m_recipe() -> None:
     assert (training.batch_tokens, training.steps, training.precision) == (524_288, 19_560, "bf16")
     assert (optim.lr, optim.warmup_steps, optim.grad_clip) == (6e-4, 700, 1.0)
     assert optim.optimizer.options == {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    assert (optim.schedule.name, optim.schedule.options["final_fraction"]) == ("cosine", 0.1)
+    assert (optim.schedule.name, optim.schedule.options["final_fraction"]) == ("cosine", 0.0)  # llm.c: -q 0.0
     assert config.scale.smallest_effect == 0.005 and training.micro_batch_sequences == 16
 
 

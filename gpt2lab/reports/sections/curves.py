@@ -39,7 +39,7 @@ BEYOND = (
     "Loss at a longer context minus the loss of the same runs at the training context, on the same target tokens. "
     "Intervals, p and words as in the verdicts, over a separate family."
 )
-VERBS = {"worse": "loses", "exploratory": "changes by", "inconclusive": "is open:"}
+VERBS = {"worse": "loses", "exploratory": "changes by", "inconclusive": "undecided:"}
 """How a verdict against the training context is put into a sentence."""
 CONTEXTS = (
     "The same target tokens are scored at every length. Lines: mean over seeds; dots: seeds. An arm whose positions "
@@ -247,7 +247,7 @@ def _claim(lengths: Sequence[AtContext], unit: str) -> str:
     for row in lengths:
         c, size = row.contrast, ""
         if c is None:
-            verb = "has no positions"
+            verb = "cannot be evaluated"
         elif c.word.startswith(("no difference", "better")) or "(smaller" in c.word:
             verb = "holds"
         else:
