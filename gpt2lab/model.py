@@ -133,7 +133,11 @@ class GPT(nn.Module):
                 param.tensor.copy_(drawn.tensor if factor == 1.0 else drawn.tensor * factor)
 
     def hidden(self, ctx: ForwardContext) -> Tensor:
-        """The normalised stream behind the last block, the input of the head.  -> (B, T, C)"""
+        """The normalised stream after the last block, the input of the head.  -> (B, T, C)
+
+        For GPT-2: wte[tokens] + wpe, every block, ln_f. Its `embedding` and `stack` are empty, its blocks open and
+        close the stream unchanged, and its output is not scaled; such lines serve other components.
+        """
         x = self.wte(ctx.tokens, ctx)
         for part in self.embedding:
             x = part(x, ctx)

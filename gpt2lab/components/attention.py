@@ -42,6 +42,7 @@ class GroupedAttention(nn.Module):
         q, k, v = (
             part.view(B, T, -1, self.head_size).transpose(1, 2) for part in self.c_attn(x).split(self.sizes, -1)
         )  # (B, H, T, D), (B, G, T, D), (B, G, T, D)
+        # GPT-2 leaves values, queries and keys as they are, caches nothing in training, and finishes with y itself
         v = ctx.mix_values(v)
         q, k = self.scores.prepare(q, k, ctx)
         q, k = ctx.position.rotate(q, ctx, "q"), ctx.position.rotate(k, ctx, "k")

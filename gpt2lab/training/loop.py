@@ -277,7 +277,14 @@ def steps(
     clock: Clock | None = None,
     late: bool | None = None,
 ) -> Iterator[StepRecord]:
-    """Train `state` up to `stop_at` (None: to the end), one record after every step.
+    """Train `state` up to `stop_at` (None: to the end), one record after every step. Without what is below, a step is:
+
+        batch = next(source)
+        accumulate(...)                   # forward and backward, micro-batch by micro-batch
+        clip the gradient
+        rate = lr * multiplier(step)
+        optimizer.step()
+        yield its record
 
     Batches, rates and random numbers depend on (seed, step) only, so a resumed training continues exactly.
 

@@ -24,7 +24,7 @@ def test_the_trainings_that_notes_end_with_can_be_repeated() -> None:
     assert (training.steps, training.batch_tokens, loaded_ablation.scale) == (440, 1024, "nano")
     for note in NOTES.glob("*.md"):
         last = note.read_text(encoding="utf-8").rpartition("\n## ")[2]
-        assert note.stem == "parametrisation" or last.startswith("In a training\n"), note
+        assert note.stem == "parametrisation" or last.startswith("Measured effect\n"), note
         assert "440 steps" in last or note.stem == "parametrisation", note
 
 
