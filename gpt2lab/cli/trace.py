@@ -120,7 +120,7 @@ def print_reading(name: str, reading: Reading, layer: int | None, page: Path | N
         best = "  ".join(f"{piece(g.token)} {g.probability:.3f}" for g in guesses[-1][:GUESSES])
         loss = reading.losses[depth]
         rows.append((reading.depth(depth), number(None if math.isnan(loss) else loss, 3), best))
-    columns = ("\nafter", "loss of\nthe text", "\nlikeliest behind the last token")
+    columns = ("\nafter", "loss of\nthe text", "\nlikeliest after the last token")
     console.print(table_of(*columns, rows=rows, right=columns[1:2]))
     names, heads = ("itself", "previous", "first", "distance"), []
     for head in reading.heads:

@@ -21,7 +21,7 @@ class Observer(Protocol):
     """Receives intermediate values of a forward pass without changing them. `depth` counts block calls from 0."""
 
     def stream(self, depth: int, x: Tensor) -> None:
-        """The residual stream behind a block, (B, T, C), or with several streams."""
+        """The residual stream after a block, (B, T, C), or with several streams."""
         ...
 
     def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
@@ -109,7 +109,7 @@ class ForwardContext:
         self.depth, self.position = depth, position
 
     def cached(self, name: str, x: Tensor, dim: int = -2) -> Tensor:
-        """`x` behind the rows of earlier tokens that this block call has cached under `name`, along time `dim`; `x`
+        """`x` after the rows of earlier tokens that this block call has cached under `name`, along time `dim`; `x`
         itself without a cache."""
         return x if self.cache is None else self.cache.append(f"{self.depth}.{name}", x, dim)
 

@@ -318,7 +318,7 @@ def activated(
     c_proj(norm(g(c_fc(x))))   or, gated, c_proj(norm(g(gate) * up)) with gate and up the two halves of c_fc(x)
     activation: g, by torch's name; solu is u softmax(u) over channels, which its source uses with `norm`.
     gated: multiply with a second half; the hidden width is 2/3 as in swiglu, `activation: sigmoid` is GLU.
-    norm:  the model's norm behind the activation.
+    norm:  the model's norm after the activation.
     ratio: hidden width over C; null follows `model.mlp_ratio`.
     The ordinary activations have names of their own: gelu, relu, silu, relu2, swiglu, geglu, reglu.
     """

@@ -117,7 +117,7 @@ def dyt(builder: Builder, *, alpha: Annotated[float, Field(gt=0)] = 1.0) -> nn.M
 
     y = tanh(a x) * weight + bias   with a trained number a
     alpha: a at the beginning. The paper has 0.5, and for language models a value by width and place, 1 for narrow ones.
-    There it also has a trained factor behind the embedding.
+    There it also has a trained factor after the embedding.
     """
     return DynamicTanh(builder.width or builder.dims.n_embd, alpha)
 

@@ -228,7 +228,7 @@ class ScaledResidual(Block):
 
 @residual.register("macaron", source="arXiv:1906.02762")
 class Macaron(Block):
-    """Half an MLP before attention and half of another one behind it.  (B, T, C) -> (B, T, C)
+    """Half an MLP before attention and half of another one after it.  (B, T, C) -> (B, T, C)
 
     x = x + mlp_1(norm(x)) / 2;  x = x + attention(norm(x));  x = x + mlp_2(norm(x)) / 2;  a final norm at the end.
     The paper has MLPs of the usual width, hence more parameters: halve `model.mlp_ratio` to keep their number.
@@ -322,7 +322,7 @@ class HyperConnections(Block):
     """Several residual streams, with trained weights of reading, mixing and writing.  (B, n, T, C) -> (B, n, T, C)
 
     x_j = sum_i A_ij x_i + b_j branch(norm(sum_i a_i x_i))   for attention, then for the MLP
-    All streams start as the embedding and are summed behind the last block. At first a branch reads one stream, A is
+    All streams start as the embedding and are summed after the last block. At first a branch reads one stream, A is
     the identity and b is 1, so the model computes what `pre` does.
 
     streams: n.
@@ -355,7 +355,7 @@ class HyperConnections(Block):
 
 @residual.register("residual_dual", source="arXiv:2304.14802 (ResiDual)", check=alike_in_all_layers)
 class ResiDual(Block):
-    """Post-norm, and beside it the plain sum of all branches, which joins behind the last block.  (B, 2, T, C)
+    """Post-norm, and beside it the plain sum of all branches, which joins after the last block.  (B, 2, T, C)
 
     p = norm(p + f), s = s + f   with f = attention(p), then with f = mlp(p);  output p + layernorm(s)
     Both streams start as the embedding. The last layernorm has neither gain nor bias.

@@ -58,7 +58,7 @@ class Scores(nn.Module):
         """Change the new tokens' queries and keys before positions rotate them.  (B, H, T, D), (B, G, T, D)"""
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-            # these views make gradients contiguous: for others, torch.compile mistakes the strides behind a LayerNorm
+            # these views make gradients contiguous: for others, torch.compile mistakes the strides after a LayerNorm
             q, k = (x.flatten(0, -2).view(x.shape) for x in (q, k))
         return q, k
 

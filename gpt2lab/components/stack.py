@@ -39,7 +39,7 @@ class CrossLayer(nn.Module):
         return x
 
     def after(self, depth: int, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """Change the stream behind the block at `depth`.  (B, T, C) -> (B, T, C)"""
+        """Change the stream after the block at `depth`.  (B, T, C) -> (B, T, C)"""
         return x
 
     def mix_values(self, depth: int, v: Tensor, ctx: ForwardContext) -> Tensor:
@@ -236,7 +236,7 @@ class Backout(CrossLayer):
 
 @stack.register("depth_average", source="arXiv:2402.02622 (DenseFormer)")
 class DepthAverage(CrossLayer):
-    """Behind every block, a trained sum of the embedding and the outputs of all blocks so far.  x (B, T, C) -> the same
+    """After every block, a trained sum of the embedding and the outputs of all blocks so far.  x (B, T, C) -> the same
 
     x_l = sum_(i <= l) a_li h_i   with h_0 the embedding, h_l the output of block l; a_ll = 1, others 0 at first
 

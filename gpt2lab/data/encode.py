@@ -248,7 +248,7 @@ def batches(texts: Pass) -> Iterator[PieceBatch]:
 
 
 def encode(tokenizer: Tokenizer, batch: Sequence[Piece]) -> Encoded:
-    """Ids of the pieces, with the separator behind each that ends a document with any text.
+    """Ids of the pieces, with the separator after each that ends a document with any text.
 
     Raises ConfigError that names the document when the tokenizer fails on a piece.
     """

@@ -2,7 +2,7 @@
 
 llm.c:         256 int32 (20240520, version 1, number of tokens, zeros), then uint16 tokens, all little-endian; the
                separator comes before each document.  Source: karpathy/llm.c, dev/data/data_common.py
-nanoGPT:       uint16 tokens and nothing else, the separator behind each document.  Source: karpathy/nanoGPT,
+nanoGPT:       uint16 tokens and nothing else, the separator after each document.  Source: karpathy/nanoGPT,
                data/openwebtext/prepare.py
 build-nanogpt: one array of uint16 in NumPy's format, the separator before each document.  Source:
                karpathy/build-nanogpt, fineweb.py

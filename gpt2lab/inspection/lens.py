@@ -3,7 +3,7 @@ predict, and the probabilities of the next token.
 
     reading = read(model, tokens, tokenizer.decode)
     reading.heads[0].weights   # (T, T)
-    reading.guesses[-1][-1]    # the likeliest tokens behind the text
+    reading.guesses[-1][-1]    # the likeliest tokens after the text
 
 Shapes: T tokens, H heads, C channels, V vocabulary.
 """
@@ -64,7 +64,7 @@ class Reading:
     """One text, read by one model.
 
     tokens: their text.  heads: of every block with attention.  guesses: the likeliest next tokens by depth (0 is the
-    embedding, then behind every block) and token.  actual: the probability of the token that does come next, by depth
+    embedding, then after every block) and token.  actual: the probability of the token that does come next, by depth
     and token but the last.
     """
 
@@ -116,8 +116,8 @@ class PassRecorder:
 def read(model: GPT, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Reading:
     """Read `tokens` once. Raises ConfigError for more than MOST_TOKENS, or than the positions can express.
 
-    The logit lens (nostalgebraist 2020) gives the stream behind each block to the final norm and the head, as if no
-    block followed; behind the last block that is the model's own prediction.
+    The logit lens (nostalgebraist 2020) gives the stream after each block to the final norm and the head, as if no
+    block followed; after the last block that is the model's own prediction.
     """
     if len(tokens) > MOST_TOKENS:
         raise ConfigError(f"{len(tokens)} tokens: a page shows at most {MOST_TOKENS}", where="--text")

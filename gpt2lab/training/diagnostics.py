@@ -2,7 +2,7 @@
 
     @diagnostic.register("stream_max", source="...")
     class StreamMax(Diagnostic):
-        "Largest absolute value of the residual stream behind every block."
+        "Largest absolute value of the residual stream after every block."
 
         def stream(self, depth: int, x: Tensor) -> None:
             self.values[depth] = x.abs().amax()
@@ -53,7 +53,7 @@ class Diagnostic:
         self.name = ""
 
     def stream(self, depth: int, x: Tensor) -> None:
-        """The residual stream behind the block call `depth`, from 0.  (B, T, C), or several streams"""
+        """The residual stream after the block call `depth`, from 0.  (B, T, C), or several streams"""
 
     def attention(self, depth: int, q: Tensor, k: Tensor, bias: Tensor, scores: Scores, scale: float) -> None:
         """The arguments of `score_map`, once per attention kernel; bias is -inf where attention is masked."""
@@ -193,7 +193,7 @@ def rms(x: Tensor) -> Tensor:
 
 @diagnostic.register("activation_rms", source="arXiv:2203.03466, appendix D.1 (coordinate check)")
 class ActivationRms(Diagnostic):
-    """Root mean square of the residual stream behind every block."""
+    """Root mean square of the residual stream after every block."""
 
     def stream(self, depth: int, x: Tensor) -> None:
         self.values[depth] = rms(x)

@@ -44,7 +44,7 @@ TITLES = {
 NOTE = (
     "Means over the runs that finished, at the end of training; up to: the largest value of any run. Gradient norm: "
     "before clipping, the median over the last tenth of the steps. Attention logit: the largest score before the "
-    "softmax. Activation rms: of the residual stream behind the first and the last block. Update ratio: rms of the "
+    "softmax. Activation rms: of the residual stream after the first and the last block. Update ratio: rms of the "
     "last step's update over rms of the weights. A spike is a training loss more than 6 standard deviations above the "
     "mean of up to 128 losses before it. None of this decides a verdict."
 )
