@@ -91,6 +91,9 @@ def bench_ablation(
 ) -> Packing:  # fmt: skip
     """Train the ablation in each way. steps: of each run, in place of the preset's; nanogpt: a checkout of it. Raises
     Gpt2labError."""
+    if nanogpt is not None and not (nanogpt / "train.py").is_file():
+        hint = "--nanogpt FOLDER, where FOLDER is a checkout of nanoGPT"
+        raise ConfigError("there is no such file", where=str(nanogpt / "train.py"), hint=hint)
     shorter = [*overrides]
     if steps is not None:
         shorter += [f"training.steps={steps}", f"optim.warmup_steps={min(steps, steps // 10 + 1)}"]
@@ -109,11 +112,11 @@ def bench_ablation(
         jobs = [job_of(run, one_store, one_plan) for run in one_plan.runs()]
         tiny = opened(root / "tiny", None, "training.steps=2", "optim.warmup_steps=1", *LITTLE)
         cold, warm = start_ups(job_of(tiny.plan().runs()[0], tiny.store, tiny.plan()))
-        half = len(jobs) // 2
-        config, script = plan.baseline.arm.config, None
+        half, config = len(jobs) // 2, plan.baseline.arm.config
+        script = None
         if nanogpt is not None:
             script = partial(nanogpt_trained, nanogpt.resolve(), nanogpt_words(config, study.data, root), cores)
-        scripts = sum(script() for _ in range(half)) if script else 0.0
+        scripts = sum(script() for _ in jobs[:half]) if script else 0.0
         serial = sum(map(trained, jobs[:half]))
         began = time.perf_counter()
         outcome = study.train(on_event=on_event)
@@ -157,8 +160,9 @@ def trained(job: Job) -> float:
 
 
 def nanogpt_words(config: Config, data: Prepared, root: Path) -> list[str]:
-    """Arguments of nanoGPT's train.py for a model of the same sizes, trained and evaluated on as many tokens of the
-    same text (what it evaluates is half training text); its tokens are written below root. Raises ConfigError."""
+    """Arguments of nanoGPT's train.py for a model of the same sizes, trained on as many tokens of the same text, which
+    are written below root. Each of its evaluations scores as many tokens as ours before the end, half of them training
+    text; our last one scores more. Raises ConfigError."""
     model, training, evaluation = config.model, config.training, config.evaluation
     batch, left = divmod(training.batch_tokens, model.block_size)
     if left or data.vocab_size > 1 << 16:

@@ -162,7 +162,7 @@ def _numbers(contrast: Record) -> tuple[float, float, float]:
     low, middle, high = (
         math.nan if contrast[key] is None else float(contrast[key]) for key in ("low", "difference", "high")
     )
-    return (-most, middle, most) if (most := _bound(contrast)) else (low, middle, high)
+    return (low, middle, high) if (most := _bound(contrast)) is None else (-most, middle, most)
 
 
 def _bound(contrast: Record) -> float | None:

@@ -54,6 +54,18 @@ def test_every_question_has_its_answer_at_each_scale(place: Path, tmp_path: Path
     assert_harmless(page.read_text(), r"#|README\.md$|predictions\.json$|posenc%40[a-z0-9-]+/index\.html$")
 
 
+def test_no_difference_is_shown_with_its_bound_where_the_page_has_one(place: Path) -> None:
+    file = place / "posenc@micro" / "verdicts.json"
+    page = json.loads(file.read_text())
+    none = next(c for c in page["contrasts"] if c["arm"] == "none")
+    none |= {"word": "no difference larger than 0.05", "difference": 0.001, "low": -0.11, "high": 0.11}
+    for most, shown in ((0.0287, "+0.001, at most 0.029 in size"), (None, "0.00 \\[−0.11, +0.11\\]")):
+        file.write_text(json.dumps(page | {"contrasts": [none | {"at_most": most}]}))
+        write_front(place)
+        row = next(line for line in (place / "README.md").read_text().splitlines() if line.startswith("| none"))
+        assert shown in row.replace("\\+", "+"), row
+
+
 def test_an_earlier_edition_of_a_page_counts_for_nothing(place: Path) -> None:
     shown = write_front(place).read_text()
     edition = next(place.glob("*/verdicts.json")).parent
